@@ -1,0 +1,156 @@
+"""What a policy costs: factors, and the one line that contracts them with probabilities.
+
+A cost model returns *factors*: small float64 tables over the one to three variables that a cost depends on.
+Contracted with the variables' probabilities they give the expected cost; at one-hot probabilities the same line is
+the price of a policy. Peak RAM is the maximum over the steps of the schedule of such sums.
+
+Legend: V variables, C candidates of the widest variable, F factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddq_search.errors import CostError
+from ddq_search.graph import ModelGraph
+from ddq_search.space import Legality, SearchSpace
+
+LATENCY, FLASH, PEAK_RAM = "latency_s", "flash_bytes", "peak_ram_bytes"
+COSTS = (LATENCY, FLASH, PEAK_RAM)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A table of costs over the choices of at most three distinct variables.
+
+    Attributes:
+        cost: one of `COSTS`.
+        operation: the operation the cost belongs to.
+        part: what it pays for: ``compute``, ``output``, ``convert``, ``call``, ``weights``, ``tensor``, ``scratch`` …
+        variables: names of the variables, one per axis of the table.
+        table: float64, one axis per variable, indexed by candidate; finite and ≥ 0. Shape ``()`` for a constant.
+        step: for `PEAK_RAM`, the index of the schedule step in which these bytes are live.
+    """
+
+    cost: str
+    operation: str
+    part: str
+    variables: tuple[str, ...]
+    table: NDArray[np.float64]
+    step: int | None = None
+
+
+class CostModel(Legality, Protocol):
+    """What the core needs to know of a device."""
+
+    @property
+    def name(self) -> str:
+        """The profile's name."""
+
+    @property
+    def arithmetic(self) -> str:
+        """Rounding of the runtime that this model prices, see `ddq_search.arithmetic`."""
+
+    @property
+    def calibration(self) -> str:
+        """One line that says how far the latency can be trusted: ``calibrated: …`` or ``uncalibrated: …``."""
+
+    def factors(self, graph: ModelGraph, space: SearchSpace) -> list[Factor]:
+        """Returns all factors of a model; raises `CostError` for an operation or precision without a price."""
+
+    def arena_bytes(self, graph: ModelGraph, space: SearchSpace, choices: Mapping[str, int]) -> int:
+        """Returns the bytes of the arena that the planner lays out for a policy (variable name → bitwidth)."""
+
+
+class CostTables:
+    """Compiled factors: prices and expectations of one model on one device.
+
+    Built once; thereafter `expected` is a handful of tensor operations, differentiable in the probabilities.
+    """
+
+    def __init__(self, space: SearchSpace, factors: Sequence[Factor]) -> None:
+        self.space = space
+        self.factors = tuple(factors)
+        self.costs = tuple(cost for cost in COSTS if any(f.cost == cost for f in factors))
+        self._index = {variable.name: i for i, variable in enumerate(space.variables)}
+        self._width = max(len(variable.candidates) for variable in space.variables)
+        self._plans = {cost: self._compile([f for f in self.factors if f.cost == cost]) for cost in self.costs}
+
+    def _compile(self, factors: list[Factor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pads the tables to ``[F, C, C, C]``; unused axes point at a dummy variable whose first choice is certain."""
+        dummy = len(self.space.variables)
+        tables = np.zeros((len(factors), self._width, self._width, self._width))
+        where = np.full((len(factors), 3), dummy)
+        for row, factor in enumerate(factors):
+            self._check(factor)
+            block = factor.table.reshape(factor.table.shape + (1,) * (3 - factor.table.ndim))
+            tables[(row, *(slice(0, size) for size in block.shape))] = block
+            where[row, : len(factor.variables)] = [self._index[name] for name in factor.variables]
+        steps = np.array([0 if factor.step is None else factor.step for factor in factors])
+        return torch.from_numpy(tables), torch.from_numpy(where), torch.from_numpy(steps)
+
+    def _check(self, factor: Factor) -> None:
+        unknown = [name for name in factor.variables if name not in self._index]
+        if unknown or len(set(factor.variables)) != len(factor.variables):
+            raise CostError(f"{factor.cost} of {factor.operation!r}: variables {factor.variables} are not distinct known")
+        expected = tuple(len(self.space[name].candidates) for name in factor.variables)
+        if factor.table.shape != expected or len(expected) > 3:
+            raise CostError(f"{factor.cost} of {factor.operation!r}: table {factor.table.shape}, expected {expected}")
+        if not np.isfinite(factor.table).all() or (factor.table < 0).any():
+            raise CostError(f"{factor.cost} of {factor.operation!r}: the table holds negative or non-finite entries")
+
+    def contributions(self, cost: str, probabilities: torch.Tensor) -> torch.Tensor:
+        """Returns each factor's expected value ``[F]`` for probabilities ``[V, C]`` (float64, rows padded with 0)."""
+        tables, where, _ = self._plans[cost]
+        tables, where = tables.to(probabilities.device), where.to(probabilities.device)
+        certain = torch.zeros_like(probabilities[:1])
+        certain[0, 0] = 1.0
+        rows = torch.cat([probabilities, certain])[where]
+        inner = (tables * rows[:, 2, None, None, :]).sum(-1)
+        inner = (inner * rows[:, 1, None, :]).sum(-1)
+        return (inner * rows[:, 0]).sum(-1)
+
+    def step_sums(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Returns the expected live bytes at every step of the schedule."""
+        steps = self._plans[PEAK_RAM][2].to(probabilities.device)
+        sums = torch.zeros(int(steps.max()) + 1, dtype=probabilities.dtype, device=probabilities.device)
+        return sums.index_add(0, steps, self.contributions(PEAK_RAM, probabilities))
+
+    def expected(self, probabilities: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns the expected cost by name. Peak RAM: hard maximum forward, gradient of a log-sum-exp."""
+        result = {}
+        for cost in self.costs:
+            if cost == PEAK_RAM:
+                result[cost] = _smooth_gradient_max(self.step_sums(probabilities))
+            else:
+                result[cost] = self.contributions(cost, probabilities).sum()
+        return result
+
+    def one_hot(self, policy: Mapping[str, int]) -> torch.Tensor:
+        """Returns the probabilities ``[V, C]`` that put all mass on a policy (variable name → bitwidth)."""
+        rows = torch.zeros(len(self.space.variables), self._width, dtype=torch.float64)
+        for row, variable in enumerate(self.space.variables):
+            if policy.get(variable.name) not in variable.candidates:
+                raise CostError(
+                    f"{variable.name!r}: {policy.get(variable.name)} bits is not among {list(variable.candidates)}"
+                )
+            rows[row, variable.candidates.index(policy[variable.name])] = 1.0
+        return rows
+
+    def price(self, policy: Mapping[str, int]) -> dict[str, float]:
+        """Returns the cost of a policy (variable name → bitwidth): `expected` at one-hot, nothing else."""
+        return {cost: float(value) for cost, value in self.expected(self.one_hot(policy)).items()}
+
+
+def _smooth_gradient_max(sums: torch.Tensor) -> torch.Tensor:
+    """Maximum whose gradient is spread over near-maximal entries (softmax at a temperature of 2 % of the maximum)."""
+    hard = sums.max()
+    temperature = (0.02 * hard).detach().clamp_min(1e-30)
+    smooth = temperature * torch.logsumexp(sums / temperature, 0)
+    return hard.detach() + (smooth - smooth.detach())
