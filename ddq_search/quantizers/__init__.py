@@ -1,0 +1,1 @@
+"""Quantizers: how a tensor meets its candidate precisions."""

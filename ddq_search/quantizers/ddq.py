@@ -1,0 +1,164 @@
+"""DDQ quantizers: zero-preserving uniform levels at every candidate precision, chosen by ordered gates.
+
+Weights: symmetric narrow-range codes, one scale per output channel. Activations: affine unsigned codes, one scale
+per tensor. The scale of a weight channel is a learned multiple of the channel's mean magnitude, so candidates that
+are seldom chosen follow the weights while they move.
+
+Source: Zhang et al., "Differentiable Dynamic Quantization", ICML 2021 (gates, ordering, straight-through); the
+zero-preserving levels and the per-channel scales are ours (docs/methods-ddq.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ddq_search.precision import FLOAT_BITS, ActivationGrid, activation_code_range, weight_code_range
+from ddq_search.quantizers.straight_through import Grid, QuantizeWithGates, codes
+
+_SMALLEST = 1e-8
+
+
+class DDQQuantizer(nn.Module):
+    """A tensor's quantizer over its candidate precisions.
+
+    Attributes:
+        candidates: bitwidths, ascending; 32 leaves the tensor in float32.
+        log_steps: learned; ``[K]`` (activations) or ``[K, rows]`` (weights, relative to the row's mean magnitude).
+        gradient_share: share of the batch on which step and gate gradients are estimated.
+        correction: weight λ of the gradient correction ``λ (x_q − x)`` added for levels and gates only.
+    """
+
+    log_steps: nn.Parameter
+    gradient_share: float = 1.0
+    correction: float = 0.0
+
+    def __init__(self, candidates: tuple[int, ...]) -> None:
+        super().__init__()
+        self.candidates = candidates
+        self.grids: list[Grid | None] = [None] * len(candidates)
+
+    def statistic(self, x: Tensor) -> Tensor | None:
+        """Returns what the learned steps are relative to, without gradient; None for absolute steps."""
+        return None
+
+    def steps(self, x: Tensor) -> Tensor:
+        """Returns the step of every candidate for this tensor: ``[K]`` or ``[K, rows]``."""
+        statistic = self.statistic(x)
+        return self.log_steps.exp() if statistic is None else self.log_steps.exp() * statistic
+
+    def fake_quantize(self, x: Tensor, choice: int, cumulative: Tensor | None = None) -> Tensor:
+        """Returns ``x`` on the grid of one candidate.
+
+        Args:
+            x: the tensor.
+            choice: index of the candidate computed forward.
+            cumulative: ``[K − 1]`` probabilities that the candidate is at least 1, 2, …; they receive the gate
+                gradients. None when the choice is fixed.
+        """
+        if self.grids[choice] is None and cumulative is None:
+            return x
+        statistic = self.statistic(x)
+        return QuantizeWithGates.apply(  # type: ignore[no-any-return,no-untyped-call]
+            x, self.log_steps, statistic, cumulative, tuple(self.grids), choice, self.gradient_share, self.correction
+        )
+
+    def quantize(self, x: Tensor, choice: int) -> Tensor:
+        """Returns the integer codes of ``x`` at one candidate precision, int32, same shape."""
+        grid = self.grids[choice]
+        if grid is None:
+            raise ValueError("a float32 tensor has no codes")
+        return codes(x, self.steps(x)[choice], grid)
+
+
+class WeightQuantizer(DDQQuantizer):
+    """Symmetric narrow-range codes, one step per output channel (first dimension)."""
+
+    def __init__(self, candidates: tuple[int, ...], rows: int) -> None:
+        super().__init__(candidates)
+        self.log_steps = nn.Parameter(torch.zeros(len(candidates), rows))
+        self.grids = [None if b == FLOAT_BITS else Grid(*weight_code_range(b), 0) for b in candidates]
+
+    def statistic(self, x: Tensor) -> Tensor:
+        """Mean magnitude per output channel, never 0."""
+        return x.detach().abs().flatten(1).mean(1).clamp_min(_SMALLEST)
+
+    @torch.no_grad()
+    def calibrate(self, weight: Tensor) -> None:
+        """Sets every step to the one of least squared error, channel by channel."""
+        flat = weight.detach().flatten(1)
+        statistic = self.statistic(weight)
+        largest = flat.abs().amax(1).clamp_min(_SMALLEST)
+        for k, grid in enumerate(self.grids):
+            if grid is not None:
+                best = _least_error(flat, largest / grid.high, grid)
+                self.log_steps[k] = (best / statistic).log()
+
+
+class ActivationQuantizer(DDQQuantizer):
+    """Affine unsigned codes, one step per tensor; the zero point is set by calibration and then kept."""
+
+    zero_points: Tensor
+
+    def __init__(self, candidates: tuple[int, ...], nonnegative: bool) -> None:
+        super().__init__(candidates)
+        self.nonnegative = nonnegative
+        self.log_steps = nn.Parameter(torch.zeros(len(candidates)))
+        self.register_buffer("zero_points", torch.zeros(len(candidates), dtype=torch.int32))
+        self._set_grids()
+
+    def _set_grids(self) -> None:
+        points = self.zero_points.tolist()
+        self.grids = [
+            None if bits == FLOAT_BITS else Grid(*activation_code_range(bits), point)
+            for bits, point in zip(self.candidates, points, strict=True)
+        ]
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        super()._load_from_state_dict(*args)  # type: ignore[arg-type]
+        self._set_grids()
+
+    @torch.no_grad()
+    def set_grid(self, scale: float, zero_point: int) -> None:
+        """Fixes one known grid for every candidate (an input tensor whose codes are given)."""
+        self.log_steps.fill_(scale).log_()
+        self.zero_points.fill_(zero_point)
+        self._set_grids()
+
+    @torch.no_grad()
+    def calibrate(self, sample: Tensor) -> None:
+        """Sets steps and zero points to those of least squared error on a sample of the tensor's values."""
+        flat = sample.detach().flatten()
+        high = flat.max().clamp_min(_SMALLEST).item()
+        low = 0.0 if self.nonnegative else min(flat.min().item(), 0.0)
+        for k, bits in enumerate(self.candidates):
+            if bits == FLOAT_BITS:
+                continue
+            codes_low, codes_high = activation_code_range(bits)
+            full = (high - low) / codes_high
+            point = min(codes_high, max(codes_low, round(-low / full)))
+            grid = Grid(codes_low, codes_high, point)
+            self.zero_points[k] = point
+            best = _least_error(flat[None], torch.tensor([full], dtype=flat.dtype, device=flat.device), grid)
+            self.log_steps[k] = best[0].log()
+        self._set_grids()
+
+    def grid(self, choice: int) -> ActivationGrid:
+        """Returns the grid of one candidate as plain numbers."""
+        grid = self.grids[choice]
+        if grid is None:
+            raise ValueError("a float32 tensor has no grid")
+        step = self.log_steps.detach().exp()[choice].item()
+        return ActivationGrid(step, grid.zero_point, self.candidates[choice])
+
+
+def _least_error(rows: Tensor, full: Tensor, grid: Grid) -> Tensor:
+    """Returns, per row ``[R, E]``, the step among fractions of ``full`` ``[R]`` that minimises the squared error."""
+    best, least = full, torch.full_like(full, torch.inf)
+    for fraction in torch.linspace(0.02, 1.0, 50).tolist():
+        step = full * fraction
+        x = rows / step[:, None]
+        q = torch.clamp(torch.round(x), grid.low - grid.zero_point, grid.high - grid.zero_point)
+        error = ((q - x) * step[:, None]).square().mean(1)
+        best, least = torch.where(error < least, step, best), torch.minimum(error, least)
+    return best

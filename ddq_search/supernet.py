@@ -1,0 +1,321 @@
+"""The supernet: the user's model, executed along its graph, with a quantizer on every weight and tensor.
+
+Three modes:
+
+- ``float``: no quantizer; computes what the model computes.
+- ``fixed``: every variable at one bitwidth (`set_policy`): quantization-aware training of one policy.
+- ``gated``: every variable at a sampled candidate, gates receive gradients (`sample`): the search.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddq_search.discrete import DiscreteNetwork, LayerNumbers
+from ddq_search.errors import PolicyError
+from ddq_search.graph import WEIGHTED, ModelGraph, Operation, inputs_of, operations
+from ddq_search.precision import FLOAT_BITS, ActivationGrid
+from ddq_search.quantizers.ddq import ActivationQuantizer, WeightQuantizer
+from ddq_search.quantizers.gates import Gates, choose
+from ddq_search.space import SearchSpace
+
+_ON_GRID_ALREADY = frozenset({"max_pool2d", "reshape", "transpose", "slice", "concat", "output"})
+_FUNCTIONS = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+}
+_CALIBRATION_VALUES = 16384
+
+
+class Supernet(nn.Module):
+    """A searchable copy of a model.
+
+    Args:
+        model: the float model; copied.
+        graph: its graph (`ddq_search.trace.trace`).
+        space: its search space.
+        sets: number of gate sets, one per policy that is searched at the same time.
+        input_grid: grid of the input tensor when its codes are known (raw pixels); calibrated otherwise.
+        gradient_share: see `ddq_search.quantizers.straight_through`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        space: SearchSpace,
+        *,
+        sets: int = 1,
+        input_grid: ActivationGrid | None = None,
+        gradient_share: float = 0.25,
+    ) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.graph = graph
+        self.space = space
+        self._operations = list(operations(graph))
+        self._inputs = {op.name: inputs_of(graph, op.name) for op in self._operations}
+        self._last_use = {source: op.name for op in self._operations for source in self._inputs[op.name]}
+        self._modules_by_path = dict(self.model.named_modules())
+        self._row = {variable.name: row for row, variable in enumerate(space.variables)}
+        self.gates = Gates([len(v.candidates) for v in space.variables], sets)
+        self.quantizers = nn.ModuleList([self._quantizer(v.name) for v in space.variables])
+        for quantizer in self.quantizers:
+            quantizer.gradient_share = gradient_share
+        self._exact_input = input_grid is not None
+        if input_grid is not None:
+            self._activation_quantizer("input").set_grid(input_grid.scale, input_grid.zero_point)
+        self.mode = "float"
+        self._choices: list[int] = [0] * len(space.variables)
+        self._cumulative: tuple[Tensor, ...] | None = None
+        self._observed: dict[str, list[Tensor]] | None = None
+
+    def _quantizer(self, name: str) -> nn.Module:
+        variable = self.space[name]
+        members = [self.graph.nodes[member]["operation"] for member in variable.members]
+        if variable.role == "weights":
+            return WeightQuantizer(variable.candidates, self._weight(members[0]).shape[0])
+        return ActivationQuantizer(variable.candidates, all(op.nonnegative for op in members))
+
+    def _weight(self, op: Operation) -> Tensor:
+        weight = self._modules_by_path[op.module or ""].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def _activation_quantizer(self, op_name: str) -> ActivationQuantizer:
+        quantizer = self.quantizers[self._row[self.space.activations_of[op_name]]]
+        assert isinstance(quantizer, ActivationQuantizer)
+        return quantizer
+
+    # -- modes ------------------------------------------------------------------------------------------------
+
+    def set_float(self) -> None:
+        """Switches all quantizers off."""
+        self.mode = "float"
+
+    def set_policy(self, policy: Mapping[str, int]) -> None:
+        """Fixes every variable at a bitwidth (variable name → bits).
+
+        Raises:
+            PolicyError: a variable is missing or the bitwidth is not one of its candidates.
+        """
+        choices = []
+        for variable in self.space.variables:
+            bits = policy.get(variable.name)
+            if bits not in variable.candidates:
+                raise PolicyError(f"{variable.name!r}: {bits} bits is not among {list(variable.candidates)}")
+            choices.append(variable.candidates.index(bits))
+        self._choices, self._cumulative, self.mode = choices, None, "fixed"
+
+    def sample(self, index: int, uniform: Tensor) -> Tensor:
+        """Draws a candidate for every variable from one gate set and lets its gates receive gradients.
+
+        Args:
+            index: the gate set.
+            uniform: ``[V]`` in [0, 1).
+
+        Returns:
+            Probabilities ``[V, C]`` of that set, float64, differentiable: what the cost is contracted with.
+        """
+        cumulative = self.gates.cumulative(index)
+        self._choices = choose(cumulative, uniform)
+        self._cumulative = cumulative.unbind(0)
+        self.mode = "gated"
+        return self.gates.probabilities(cumulative)
+
+    # -- forward ----------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the graph: images ``[N, C, H, W]`` to the model's output."""
+        values: dict[str, Tensor] = {}
+        for op in self._operations:
+            arguments = [values[source] for source in self._inputs[op.name]] or [x]
+            value = self._activate(op, self._compute(op, arguments))
+            values[op.name] = value
+            for source in self._inputs[op.name]:
+                if self._last_use[source] == op.name:
+                    values.pop(source, None)
+        return value
+
+    def _activate(self, op: Operation, value: Tensor) -> Tensor:
+        if self._observed is not None and op.kind not in _ON_GRID_ALREADY:
+            self._observe(op, value)
+        exact = op.kind in _ON_GRID_ALREADY or (op.kind == "input" and self._exact_input)
+        if self.mode == "float" or exact:
+            return value
+        return self._fake_quantize(self.space.activations_of[op.name], value)
+
+    def _fake_quantize(self, variable: str, value: Tensor) -> Tensor:
+        row = self._row[variable]
+        quantizer = self.quantizers[row]
+        gates = None
+        if self._cumulative is not None and len(self.space.variables[row].candidates) > 1:
+            gates = self._cumulative[row][: len(self.space.variables[row].candidates) - 1]
+        result: Tensor = quantizer.fake_quantize(value, self._choices[row], gates)
+        return result
+
+    def _compute(self, op: Operation, arguments: list[Tensor]) -> Tensor:
+        x = arguments[0]
+        if op.kind in WEIGHTED:
+            return self._clamp(op, self._weighted(op, x))
+        if op.kind in ("input", "output"):
+            return x
+        if op.kind == "add":
+            return self._clamp(op, x + arguments[1])
+        if op.kind == "mul":
+            return self._clamp(op, x * arguments[1])
+        return _free_operation(op, arguments)
+
+    def _weighted(self, op: Operation, x: Tensor) -> Tensor:
+        module = self._modules_by_path[op.module or ""]
+        weight = self._weight(op)
+        if self.mode != "float":
+            weight = self._fake_quantize(self.space.weights_of[op.name], weight)
+        if isinstance(module, nn.Conv2d):
+            x = module._conv_forward(x, weight, module.bias)
+        else:
+            assert isinstance(module, nn.Linear)
+            x = F.linear(x, weight, module.bias)
+        return x if op.norm is None else self._modules_by_path[op.norm](x)
+
+    def _clamp(self, op: Operation, x: Tensor) -> Tensor:
+        if op.clamp is None or (op.clamp == "relu" and self._quantizer_is_relu(op)):
+            return x
+        return _FUNCTIONS[op.clamp](x)
+
+    def _quantizer_is_relu(self, op: Operation) -> bool:
+        """An unsigned quantizer with zero point 0 clips at zero by itself."""
+        if self.mode == "float" or self._observed is not None:
+            return False
+        quantizer = self._activation_quantizer(op.name)
+        row = self._row[self.space.activations_of[op.name]]
+        bits = quantizer.candidates
+        return quantizer.nonnegative and FLOAT_BITS not in bits and self._choices[row] < len(bits)
+
+    # -- calibration ------------------------------------------------------------------------------------------
+
+    def _observe(self, op: Operation, value: Tensor) -> None:
+        assert self._observed is not None
+        flat = value.detach().flatten()
+        stride = max(1, flat.numel() // _CALIBRATION_VALUES)
+        self._observed.setdefault(self.space.activations_of[op.name], []).append(flat[::stride])
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Sets all quantizers from the float weights and the float activations on a few batches."""
+        mode, training = self.mode, self.training
+        self.set_float()
+        self.eval()
+        self._observed = {}
+        try:
+            for batch in batches:
+                self(batch)
+            observed = {name: torch.cat(values) for name, values in self._observed.items()}
+        finally:
+            self._observed = None
+            self.mode = mode
+            self.train(training)
+        for name, quantizer in zip(self._row, self.quantizers, strict=True):
+            if isinstance(quantizer, WeightQuantizer):
+                quantizer.calibrate(self._weight(self.graph.nodes[self.space[name].members[0]]["operation"]))
+            elif isinstance(quantizer, ActivationQuantizer) and not (
+                self._exact_input and name == self.space.activations_of["input"]
+            ):
+                quantizer.calibrate(observed[name])
+
+    @torch.no_grad()
+    def reestimate_norms(self, batches: Iterable[Tensor]) -> None:
+        """Replaces the batch-norm statistics by their average over the given batches, in the current mode."""
+        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
+        momenta = [norm.momentum for norm in norms]
+        training = self.training
+        self.train()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        for batch in batches:
+            self(batch)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.train(training)
+
+    # -- deployment -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def discretize(self, policy: Mapping[str, int]) -> DiscreteNetwork:
+        """Returns the codes, scales and folded normalisation of a policy: the border to deployment."""
+        self.set_policy(policy)
+        layers: dict[str, LayerNumbers] = {}
+        grids: dict[str, ActivationGrid] = {}
+        for op in self._operations:
+            row = self._row[self.space.activations_of[op.name]]
+            grids[op.name] = self._activation_quantizer(op.name).grid(self._choices[row])
+            if op.kind in WEIGHTED:
+                layers[op.name] = self._numbers(op)
+        return DiscreteNetwork(self.graph, dict(policy), layers, grids)
+
+    def _numbers(self, op: Operation) -> LayerNumbers:
+        row = self._row[self.space.weights_of[op.name]]
+        quantizer, choice = self.quantizers[row], self._choices[row]
+        assert isinstance(quantizer, WeightQuantizer)
+        weight = self._weight(op)
+        module = self._modules_by_path[op.module or ""]
+        bias = _numpy(module.bias) if module.bias is not None else np.zeros(weight.shape[0])  # type: ignore[arg-type]
+        gain, offset = np.ones(weight.shape[0]), bias
+        if op.norm is not None:
+            norm: Any = self._modules_by_path[op.norm]
+            gamma = _numpy(norm.weight) if norm.affine else np.ones(weight.shape[0])
+            beta = _numpy(norm.bias) if norm.affine else np.zeros(weight.shape[0])
+            gain = gamma / np.sqrt(_numpy(norm.running_var) + norm.eps)
+            offset = beta + (bias - _numpy(norm.running_mean)) * gain
+        return LayerNumbers(
+            quantizer.quantize(weight, choice).cpu().numpy(),
+            quantizer.candidates[choice],
+            _numpy(quantizer.steps(weight)[choice]),
+            gain,
+            offset,
+        )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _free_operation(op: Operation, arguments: list[Tensor]) -> Tensor:
+    x, facts = arguments[0], op.attributes
+    if op.kind == "activation":
+        return _FUNCTIONS[facts["function"]](x)
+    if op.kind == "mean":
+        return x.mean((2, 3), keepdim=facts["keepdim"])
+    if op.kind == "max_pool2d":
+        return F.max_pool2d(x, facts["kernel_size"], facts["stride"], facts["padding"][::2], 1, facts["ceil_mode"])
+    if op.kind == "avg_pool2d":
+        return F.avg_pool2d(
+            x,
+            facts["kernel_size"],
+            facts["stride"],
+            facts["padding"][::2],
+            facts["ceil_mode"],
+            facts["count_include_pad"],
+        )
+    if op.kind == "reshape":
+        return x.reshape(-1, *op.output_shape)
+    if op.kind == "transpose":
+        return x.permute(0, *(d + 1 for d in facts["dims"]))
+    if op.kind == "slice":
+        return x.narrow(facts["dim"] + 1, facts["start"], facts["stop"] - facts["start"])
+    assert op.kind == "concat", op.kind
+    return torch.cat(arguments, facts["dim"] + 1)
