@@ -1,0 +1,133 @@
+"""Bits per layer: a heat map of policies against layers, and one policy's bars in schedule order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ddq_search.graph import tensor_groups
+from reports.palette import BIT_COLORS, bit_color, calm, plot_text
+from reports.record import RunRecord
+
+ROLES = ("weights", "activations")
+LABELLED_LAYERS = 40
+"""A heat map with more layers than this leaves the numbers to the hover and the zoom."""
+
+
+def facts(record: RunRecord) -> pd.DataFrame:
+    """Returns one row per point, role and name: ``point, role, name, bits``, in the order of the run's files."""
+    return record.bits.copy()
+
+
+def schedule_facts(record: RunRecord) -> pd.DataFrame:
+    """Returns ``point, operation, weight_bits, act_bits`` for every operation in schedule order.
+
+    A tensor that shares another's quantizer shows the bits of its group; NaN means the operation has no weights, or
+    the policy does not name its tensor.
+    """
+    order = schedule(record)
+    owner = _tensor_owners(record)
+    by_role = {role: rows.set_index(["point", "name"])["bits"] for role, rows in record.bits.groupby("role")}
+    rows = []
+    for point in record.points["name"]:
+        weights = _bits_of(by_role, "weights", point)
+        activations = _bits_of(by_role, "activations", point)
+        for name in order:
+            own = activations.get(name, activations.get(owner.get(name, name)))
+            rows.append((point, name, weights.get(name), own))
+    frame = pd.DataFrame(rows, columns=["point", "operation", "weight_bits", "act_bits"])
+    return frame.astype({"weight_bits": float, "act_bits": float})
+
+
+def schedule(record: RunRecord) -> list[str]:
+    """Returns every operation once, in execution order: those of the graph, then any that only the costs name."""
+    return list(dict.fromkeys([*record.graph.nodes, *record.operations["operation"], *record.live["operation"]]))
+
+
+def _bits_of(by_role: dict[str, pd.Series], role: str, point: str) -> dict[str, int]:
+    if role not in by_role or point not in by_role[role].index.get_level_values(0):
+        return {}
+    return {str(name): int(bits) for name, bits in by_role[role][point].items()}
+
+
+def _tensor_owners(record: RunRecord) -> dict[str, str]:
+    """Tensor → the name under which policies list its group, from the graph's ties and the search space's."""
+    named = set(record.bits.loc[record.bits["role"] == "activations", "name"])
+    owner: dict[str, str] = {}
+    groups = tensor_groups(record.graph)
+    for first in dict.fromkeys(groups.values()):
+        members = [tensor for tensor, group in groups.items() if group == first]
+        owner |= dict.fromkeys(members, next((tensor for tensor in members if tensor in named), first))
+    for _, variable in record.variables[record.variables["role"] == "activations"].iterrows():
+        listed = [tensor for tensor in (*variable["members"], variable["name"].partition("/")[2]) if tensor in named]
+        if listed:
+            owner |= dict.fromkeys(variable["members"], listed[0])
+    return owner
+
+
+def heatmap_figure(facts: pd.DataFrame, order: Sequence[str] | None = None) -> go.Figure:
+    """Draws policies against layers, weights above activations, one colour per bitwidth.
+
+    Args:
+        facts: result of `facts`.
+        order: policies from bottom to top; the order of the facts by default.
+    """
+    policies = list(order if order is not None else dict.fromkeys(facts["point"]))
+    known = sorted(BIT_COLORS)
+    step = 1 / len(known)
+    scale = [
+        [min(1.0, edge), BIT_COLORS[bits]]
+        for place, bits in enumerate(known)
+        for edge in (place * step, (place + 1) * step)
+    ]
+    drawing = make_subplots(rows=2, cols=1, subplot_titles=list(ROLES), vertical_spacing=0.24 if len(policies) < 20 else 0.1)
+    for row, role in enumerate(ROLES, start=1):
+        table = facts[facts["role"] == role].pivot(index="point", columns="name", values="bits")
+        table = table.reindex(index=policies, columns=list(dict.fromkeys(facts.loc[facts["role"] == role, "name"])))
+        places = table.map(lambda bits: None if pd.isna(bits) else known.index(int(bits)) if int(bits) in known else None)
+        labels = table.map(lambda bits: "" if pd.isna(bits) else str(int(bits)))
+        drawing.add_heatmap(
+            z=places.astype(float).to_numpy(), x=[plot_text(name) for name in table.columns],
+            y=[plot_text(name) for name in policies], text=labels.to_numpy(), zmin=-0.5, zmax=len(known) - 0.5,
+            colorscale=scale, showscale=False, xgap=1, ygap=1, hoverongaps=False, customdata=None,
+            texttemplate="%{text}" if table.shape[1] <= LABELLED_LAYERS else None,
+            hovertemplate="%{y}<br>%{x}: %{text} bit<extra></extra>", row=row, col=1,
+        )  # fmt: skip
+    drawing.update_xaxes(type="category", tickangle=-60, tickfont=dict(size=11))
+    drawing.update_yaxes(type="category", tickfont=dict(size=11))
+    drawing = calm(drawing, height=220 + 2 * max(80, min(600, 20 * len(policies))))
+    return drawing.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
+
+
+def figure(facts: pd.DataFrame) -> go.Figure:
+    """Draws one policy: weight bits and activation bits of every operation, first operation on top.
+
+    Args:
+        facts: rows of one point from `schedule_facts`.
+    """
+    drawing = make_subplots(rows=1, cols=2, shared_yaxes=True, subplot_titles=["weights, bit", "activations, bit"],
+                            horizontal_spacing=0.06)  # fmt: skip
+    names = [plot_text(name) for name in facts["operation"]]
+    for column, key in enumerate(("weight_bits", "act_bits"), start=1):
+        bits = facts[key]
+        drawing.add_bar(
+            x=[None if pd.isna(b) else b for b in bits], y=names, orientation="h", showlegend=False,
+            marker=dict(color=[bit_color(b) for b in bits]), hovertemplate="%{y}: %{x} bit<extra></extra>",
+            texttemplate="%{x}", textposition="inside", insidetextanchor="end", textangle=0, row=1, col=column,
+        )  # fmt: skip
+        drawing.update_xaxes(range=[0, 8.4], tickvals=[2, 4, 8], row=1, col=column)
+    return _rows(drawing, len(names))
+
+
+def _rows(drawing: go.Figure, count: int) -> go.Figure:
+    drawing.update_yaxes(type="category", autorange="reversed", tickfont=dict(size=11), dtick=1)
+    drawing.update_layout(bargap=0.25)
+    return calm(drawing, height=row_height(count))
+
+
+def row_height(count: int) -> int:
+    """Returns the height in pixels of a figure with one row per operation, so that neighbours line up."""
+    return 90 + 20 * count
