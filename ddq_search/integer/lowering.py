@@ -1,0 +1,236 @@
+"""From a discrete network to an integer program: every real number becomes a code, a multiplier or a table here.
+
+Legend: ``s`` scale, ``zp`` zero point, ``x`` input, ``y`` output, ``c`` output channel,
+``A_c = |gain_c| * weight scale_c * s_x`` the real value of one step of channel c's accumulator.
+
+Source: the published integer definitions of TensorFlow Lite's operators (``tflite``) and of XNNPACK-like runtimes
+(``single``); our code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddq_search.arithmetic import ARITHMETICS, Arithmetic, quantize_multiplier
+from ddq_search.discrete import DiscreteNetwork, LayerNumbers
+from ddq_search.errors import ExportError
+from ddq_search.graph import SAME_GRID, WEIGHTED, Operation, inputs_of, operations
+from ddq_search.integer.program import (
+    INT32_MAX, Add, AveragePool, FixedPoint, Input, IntegerProgram, Lookup, MaxPool, Mean, Move, Multiply, Rounding,
+    Step, Tensor, Weighted, check, reach,
+)  # fmt: skip
+from ddq_search.precision import ActivationGrid, activation_code_range
+
+ADD_LEFT_SHIFT = 20
+"""Headroom of an add: 8-bit codes shifted by 20 still fit int32."""
+
+FUNCTIONS: dict[str, Callable[[float], float]] = {
+    "relu": lambda x: max(x, 0.0),
+    "relu6": lambda x: min(max(x, 0.0), 6.0),
+    "hardswish": lambda x: x * min(max(x + 3.0, 0.0), 6.0) / 6.0,
+    "hardsigmoid": lambda x: min(max(x + 3.0, 0.0), 6.0) / 6.0,
+    "sigmoid": lambda x: _sigmoid(x),
+    "silu": lambda x: x * _sigmoid(x),
+    "gelu": lambda x: 0.5 * x * (1.0 + math.erf(x / math.sqrt(2.0))),
+    "tanh": math.tanh,
+}
+"""The real functions behind the tables, in float64."""
+
+
+def lower(network: DiscreteNetwork, arithmetic: Arithmetic) -> IntegerProgram:
+    """Returns the integer program of a network for a runtime's arithmetic.
+
+    Raises:
+        ExportError: tied tensors differ in grid, an accumulator may overflow, or a ratio of scales has no fixed-point
+            form; the message names the layer and channel.
+    """
+    if arithmetic not in ARITHMETICS:
+        raise ExportError(f"unknown arithmetic {arithmetic!r}; known: {', '.join(ARITHMETICS)}")
+    tensors: dict[str, Tensor] = {}
+    steps: list[Step] = []
+    for op in operations(network.graph):
+        if op.name not in network.grids:
+            raise ExportError(f"{op.name!r} has no activation grid")
+        sources = inputs_of(network.graph, op.name)
+        if op.kind in SAME_GRID and any(network.grids[source] != network.grids[op.name] for source in sources):
+            raise ExportError(f"{op.kind} {op.name!r} needs one grid for its inputs and its output; tie their quantizers")
+        tensors[op.name] = Tensor(op.name, op.output_shape, _stored_grid(op.name, network.grids[op.name]))
+        steps.append(_step(op, tuple(sources), network, tensors, arithmetic))
+    program = IntegerProgram(arithmetic, tensors, tuple(steps), dict(network.policy))
+    check(program)
+    return program
+
+
+def quantize_input(images: NDArray[np.floating], grid: ActivationGrid) -> NDArray[np.uint8]:
+    """Returns the codes ``[N, ...]`` of real inputs, rounded half to even in float32 as ONNX and torch do.
+
+    >>> quantize_input(np.array([[-9.0, 0.0, 0.26]]), ActivationGrid(0.1, 3, 8))
+    array([[0, 3, 6]], dtype=uint8)
+    """
+    low, high = activation_code_range(grid.bits)
+    codes = np.rint(np.asarray(images, np.float32) / np.float32(grid.scale)) + np.float32(grid.zero_point)
+    return np.clip(codes, low, high).astype(np.uint8)
+
+
+def dequantize(codes: NDArray[np.integer], grid: ActivationGrid) -> NDArray[np.float32]:
+    """Returns the real values ``[N, ...]`` that codes stand for."""
+    return ((codes.astype(np.int64) - grid.zero_point) * grid.scale).astype(np.float32)
+
+
+def round_half_away(value: float) -> int:
+    """Returns the nearest integer, ties away from zero.
+
+    >>> round_half_away(2.5), round_half_away(-2.5), round_half_away(0.49999999999999994)
+    (3, -3, 0)
+    """
+    magnitude = abs(value)
+    whole = math.floor(magnitude)
+    whole += magnitude - whole >= 0.5
+    return int(math.copysign(whole, value))
+
+
+def activation_table(function: str, source: ActivationGrid, output: ActivationGrid) -> NDArray[np.uint8]:
+    """Returns the ``[256]`` table of a function between two grids, padded with the last entry of a narrow input."""
+    codes = range(activation_code_range(source.bits)[1] + 1)
+    real = [FUNCTIONS[function](source.scale * (code - source.zero_point)) / output.scale for code in codes]
+    low, high = activation_code_range(output.bits)
+    entries = [min(max(round_half_away(min(max(r, -1e6), 1e6)) + output.zero_point, low), high) for r in real]
+    return np.array(entries + [entries[-1]] * (256 - len(entries)), dtype=np.uint8)
+
+
+def _step(
+    op: Operation, sources: tuple[str, ...], network: DiscreteNetwork, tensors: dict[str, Tensor], arithmetic: Arithmetic
+) -> Step:
+    grids = [tensors[source].grid for source in sources]
+    output = tensors[op.name].grid
+    facts = op.attributes
+    if op.kind == "input":
+        return Input(op.name, ())
+    if op.kind in WEIGHTED:
+        if op.name not in network.layers:
+            raise ExportError(f"layer {op.name!r} has no weight codes")
+        return _weighted(op, sources, network.layers[op.name], grids[0], output, arithmetic)
+    if op.kind == "add":
+        return _add(op, sources, grids, output, arithmetic)
+    if op.kind == "mul":
+        real = _product_scale(grids[0].scale, grids[1].scale, output.scale, arithmetic)
+        low, high = _clamp(op, output)
+        return Multiply(op.name, sources, _fixed(op.name, real), _rounding(arithmetic, op.kind), low, high)
+    if op.kind == "mean":
+        count = math.prod(op.input_shapes[0][1:])
+        factor = _fixed(op.name, grids[0].scale / (count * output.scale))
+        return Mean(op.name, sources, factor, _rounding(arithmetic, op.kind))
+    if op.kind == "activation":
+        return Lookup(op.name, sources, facts["function"], activation_table(facts["function"], grids[0], output))
+    if op.kind in ("max_pool2d", "avg_pool2d"):
+        window = (tuple(facts["kernel_size"]), tuple(facts["stride"]), tuple(facts["padding"]))
+        if op.kind == "max_pool2d":
+            return MaxPool(op.name, sources, *window)
+        rounding = "half_away" if arithmetic == "tflite" else "half_up"
+        return AveragePool(op.name, sources, *window, bool(facts["count_include_pad"]), rounding)
+    moved = {key: facts[key] for key in ("dim", "start", "stop") if key in facts}
+    return Move(op.name, sources, op.kind, dims=tuple(facts.get("dims", ())), **moved)
+
+
+def _weighted(
+    op: Operation, sources: tuple[str, ...], layer: LayerNumbers, source: ActivationGrid, output: ActivationGrid,
+    arithmetic: Arithmetic,
+) -> Weighted:  # fmt: skip
+    rows = layer.codes.shape[0]
+    low, high = _clamp(op, output)
+    codes = (layer.codes * np.sign(layer.gain).astype(np.int32).reshape(-1, *[1] * (layer.codes.ndim - 1))).astype(np.int8)
+    scale = (np.abs(layer.gain) * layer.scale).astype(np.float32)
+    bias = np.zeros(rows, np.int32)
+    factors: list[FixedPoint] = []
+    for c in range(rows):
+        offset = float(layer.offset[c])
+        if not (math.isfinite(offset) and math.isfinite(float(scale[c]))):
+            raise ExportError(f"layer {op.name!r}, channel {c}: normalisation is not finite; re-estimate its statistics")
+        if _is_constant(op.name, c, codes[c], float(scale[c]), offset, source, output):
+            level = round_half_away(min(max(offset / output.scale, -1e6), 1e6))
+            codes[c], scale[c] = 0, output.scale / source.scale
+            bias[c] = min(max(level, low - output.zero_point), high - output.zero_point)
+        else:
+            bias[c] = round_half_away(offset / (source.scale * float(scale[c])))
+        real = source.scale * float(scale[c]) / output.scale
+        if rows == 1 and op.kind == "linear" and arithmetic == "tflite":  # one scale: the product is a float32
+            real = float(np.float32(source.scale) * scale[c]) / output.scale
+        factors.append(_fixed(f"{op.name}, channel {c}", real))
+    geometry = {key: tuple(op.attributes[key]) for key in ("stride", "padding", "dilation") if key in op.attributes}
+    return Weighted(
+        op.name, sources, op.kind, op.module or op.name, codes, layer.bits, bias,
+        np.array([f.multiplier for f in factors], np.int32), np.array([f.shift for f in factors], np.int8), scale,
+        _rounding(arithmetic, op.kind), low, high, **geometry, groups=op.attributes.get("groups", 1),
+    )  # fmt: skip
+
+
+def _is_constant(
+    name: str, channel: int, codes: NDArray[np.int8], scale: float, offset: float, source: ActivationGrid,
+    output: ActivationGrid,
+) -> bool:  # fmt: skip
+    """Whether the channel's output does not depend on its input; refuses one whose accumulator cannot hold it."""
+    step = source.scale * scale
+    largest = int(np.abs(codes.astype(np.int64)).sum()) * reach(source)
+    if largest == 0 or quantize_multiplier(min(step / output.scale, 1.0))[0] == 0:
+        return True
+    if largest + abs(offset) / step + 1 <= INT32_MAX:
+        return False
+    if largest * step / output.scale < 0.5:
+        return True
+    raise ExportError(
+        f"layer {name!r}, channel {channel}: a bias of {offset:.6g} at an accumulator step of {step:.3g} overflows "
+        "int32; raise the weight bits of this layer or remove the channel (its weights are tiny next to its bias)"
+    )
+
+
+def _add(
+    op: Operation, sources: tuple[str, ...], grids: list[ActivationGrid], output: ActivationGrid, arithmetic: Arithmetic
+) -> Add:
+    twice = 2 * max(grid.scale for grid in grids)
+    first, second = (_fixed(op.name, grid.scale / twice) for grid in grids)
+    total = _fixed(op.name, twice / (2**ADD_LEFT_SHIFT * output.scale))
+    low, high = _clamp(op, output)
+    return Add(op.name, sources, ADD_LEFT_SHIFT, (first, second), total, _rounding(arithmetic, op.kind), low, high)
+
+
+def _product_scale(first: float, second: float, output: float, arithmetic: Arithmetic) -> float:
+    if arithmetic == "tflite":  # its MUL computes this ratio in float32
+        return float(np.float32(first) * np.float32(second) / np.float32(output))
+    return first * second / output
+
+
+def _rounding(arithmetic: Arithmetic, kind: str) -> Rounding:
+    """TFLite's fully connected layer rounds once, everything else of it twice."""
+    return "single" if arithmetic == "single" or kind == "linear" else "double"
+
+
+def _clamp(op: Operation, grid: ActivationGrid) -> tuple[int, int]:
+    low, high = activation_code_range(grid.bits)
+    if op.clamp is not None:
+        low = grid.zero_point
+    if op.clamp == "relu6":
+        high = min(high, grid.zero_point + round_half_away(min(6 / grid.scale, 1e6)))
+    return low, high
+
+
+def _fixed(name: str, real: float) -> FixedPoint:
+    try:
+        return FixedPoint(*quantize_multiplier(real))
+    except ValueError as error:
+        raise ExportError(f"{name!r}: {error}; the scales of its input and output are too far apart") from error
+
+
+def _stored_grid(name: str, grid: ActivationGrid) -> ActivationGrid:
+    try:
+        return replace(grid, scale=float(np.float32(grid.scale)))
+    except ValueError as error:
+        raise ExportError(f"{name!r}: scale {grid.scale} has no float32 value") from error
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
