@@ -25,7 +25,7 @@ class Gates(nn.Module):
 
     Attributes:
         shared: ``[V, C − 1]``, added to every set.
-        own: ``[S, V, C − 1]``.
+        own: S parameters ``[V, C − 1]``, separate so that an optimizer leaves inactive sets alone.
     """
 
     exists: Tensor
@@ -45,12 +45,12 @@ class Gates(nn.Module):
             exists[row, : count - 1] = True
         self.register_buffer("exists", exists)
         self.shared = nn.Parameter(torch.full(exists.shape, start))
-        self.own = nn.Parameter(torch.zeros(sets, *exists.shape))
+        self.own = nn.ParameterList([nn.Parameter(torch.zeros(exists.shape)) for _ in range(sets)])
 
     @property
     def sets(self) -> int:
         """Number of gate sets."""
-        return self.own.shape[0]
+        return len(self.own)
 
     def cumulative(self, index: int) -> Tensor:
         """Returns ``c`` ``[V, C − 1]`` of one set: probability that the candidate is at least 1, 2, …"""
@@ -68,7 +68,8 @@ class Gates(nn.Module):
     def project(self) -> None:
         """Keeps every gate inside its window (projected gradient step)."""
         self.shared.clamp_(-_OPEN_LIMIT, _OPEN_LIMIT)
-        self.own.copy_((self.own + self.shared).clamp(-_OPEN_LIMIT, _OPEN_LIMIT) - self.shared)
+        for own in self.own:
+            own.copy_((own + self.shared).clamp(-_OPEN_LIMIT, _OPEN_LIMIT) - self.shared)
 
 
 def choose(cumulative: Tensor, uniform: Tensor) -> list[int]:

@@ -30,31 +30,39 @@ class Grid(NamedTuple):
     zero_point: int
 
 
-def fake_quantize(x: Tensor, step: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor | None]:
-    """Returns ``x`` on the grid and the mask of elements inside the clipping window; float32 when ``grid`` is None.
+def fake_quantize(x: Tensor, step: Tensor, grid: Grid | None) -> Tensor:
+    """Returns ``x`` on the grid; ``x`` itself when ``grid`` is None (float32).
 
-    ``step`` is a scalar, or ``[rows]`` for one step per entry of the first dimension.
+    ``step`` is a scalar, or ``[rows]`` for one step per entry of the first dimension. Four in-place passes: several
+    times faster on a CPU than the built-in fake-quantize kernel, which is not vectorised.
     """
     if grid is None:
-        return x, None
+        return x
+    step = _aligned(step, x)
+    low, high = grid.low - grid.zero_point, grid.high - grid.zero_point
+    return x.mul(1 / step).round_().clamp_(low, high).mul_(step)
+
+
+def _aligned(step: Tensor, x: Tensor) -> Tensor:
+    return step.reshape(-1, *([1] * (x.ndim - 1))) if step.ndim else step
+
+
+def _inside(grad: Tensor, x: Tensor, step: Tensor, grid: Grid | None) -> Tensor:
+    """Returns ``grad`` where ``x`` falls inside the clipping window, 0 elsewhere."""
+    if grid is None:
+        return grad
+    low, high = grid.low - grid.zero_point - 0.5, grid.high - grid.zero_point + 0.5
     if step.ndim:
-        zeros = torch.zeros(step.shape[0], dtype=torch.int32, device=x.device)
-        return torch.ops.aten.fake_quantize_per_channel_affine_cachemask(x, step, zeros, 0, grid.low, grid.high)
-    if x.device.type == "cpu":
-        return torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(
-            x, step.item(), grid.zero_point, grid.low, grid.high
-        )
-    zero_point = torch.tensor(grid.zero_point, dtype=torch.int32, device=x.device)
-    enabled = torch.ones(1, device=x.device)
-    return torch.ops.aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams(
-        x, step, zero_point, enabled, grid.low, grid.high
-    )
+        scaled = x / _aligned(step, x)
+        return torch.ops.aten.hardtanh_backward(grad, scaled, low, high)  # type: ignore[no-any-return]
+    bound = step.item()
+    return torch.ops.aten.hardtanh_backward(grad, x, low * bound, high * bound)  # type: ignore[no-any-return]
 
 
 def codes(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
     """Returns the integer codes (int32) whose dequantized values `fake_quantize` gives."""
-    steps = step.reshape(-1, *([1] * (x.ndim - 1))) if step.ndim else step
-    return torch.clamp(torch.round(x * (1 / steps)) + grid.zero_point, grid.low, grid.high).to(torch.int32)
+    scaled = torch.round(x * (1 / _aligned(step, x)))
+    return torch.clamp(scaled + grid.zero_point, grid.low, grid.high).to(torch.int32)
 
 
 class QuantizeWithGates(torch.autograd.Function):
@@ -73,8 +81,8 @@ class QuantizeWithGates(torch.autograd.Function):
         correction: float,
     ) -> Tensor:
         steps = log_steps.exp() if statistic is None else log_steps.exp() * statistic
-        out, mask = fake_quantize(x, steps[choice], grids[choice])
-        ctx.save_for_backward(x, steps, mask)
+        out = fake_quantize(x, steps[choice], grids[choice])
+        ctx.save_for_backward(x, steps)
         ctx.grids, ctx.choice, ctx.share, ctx.correction = grids, choice, share, correction
         ctx.gated = cumulative is not None
         return out
@@ -82,34 +90,38 @@ class QuantizeWithGates(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, steps, mask = ctx.saved_tensors
-        grad_x = grad if mask is None else grad * mask
+        x, steps = ctx.saved_tensors
+        grid = ctx.grids[ctx.choice]
+        grad_x = _inside(grad, x, steps[ctx.choice], grid)
         per_row = steps.ndim == 2
         size = x.shape[0] if per_row else max(1, round(x.shape[0] * ctx.share))
-        part_x, part_grad = x[:size], grad[:size]
-        chosen = fake_quantize(part_x, steps[ctx.choice], ctx.grids[ctx.choice])[0]
+        part_x, part_grad, part_inside = x[:size], grad[:size], grad_x[:size]
+        chosen = fake_quantize(part_x, steps[ctx.choice], grid)
         if ctx.correction:
             part_grad = part_grad + ctx.correction * (chosen - part_x)
+            part_inside = _inside(part_grad, part_x, steps[ctx.choice], grid)
         scale = x.shape[0] / size
         grad_steps = torch.zeros_like(steps)
-        if mask is not None:
-            inner = torch.where(mask[:size], part_grad, 0) if ctx.correction else grad_x[:size]
+        if grid is not None:
             if per_row:
-                change = (part_grad * chosen - inner * part_x).flatten(1).sum(1)
+                change = (part_grad * chosen - part_inside * part_x).flatten(1).sum(1)
             else:
-                change = _dot(part_grad, chosen) - _dot(inner, part_x)
+                change = _dot(part_grad, chosen) - _dot(part_inside, part_x)
             grad_steps[ctx.choice] = scale * change
         grad_cumulative = None
         if ctx.gated and ctx.needs_input_grad[3]:
             dots = [
-                _dot(part_grad, chosen if k == ctx.choice else fake_quantize(part_x, steps[k], grid)[0])
-                for k, grid in enumerate(ctx.grids)
+                _dot(part_grad, chosen if k == ctx.choice else fake_quantize(part_x, steps[k], other))
+                for k, other in enumerate(ctx.grids)
             ]
             grad_cumulative = scale * torch.stack(dots).diff()
         return grad_x, grad_steps, None, grad_cumulative, None, None, None, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    if a.is_contiguous() and b.is_contiguous():
-        return torch.dot(a.reshape(-1), b.reshape(-1))
+    if a.stride() == b.stride():
+        if a.is_contiguous():
+            return torch.dot(a.reshape(-1), b.reshape(-1))
+        if a.ndim == 4 and a.is_contiguous(memory_format=torch.channels_last):
+            return torch.dot(a.permute(0, 2, 3, 1).reshape(-1), b.permute(0, 2, 3, 1).reshape(-1))
     return (a * b).sum()

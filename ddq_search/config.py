@@ -1,0 +1,178 @@
+"""The configuration of a run: one TOML, validated; unknown keys are errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ddq_search.budget import Wish, parse
+from ddq_search.cost import FLASH, LATENCY, PEAK_RAM
+from ddq_search.errors import ConfigError
+from ddq_search.precision import FLOAT_BITS, MAX_BITS
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Amount = float | str
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """Which model, and where its weights come from."""
+
+    name: str = "resnet8"
+    weights: str | None = None
+
+
+class DataConfig(_Section):
+    """Which data. ``limit`` keeps that many training images."""
+
+    name: str = "digits"
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    limit: Positive | None = None
+
+
+class DeviceConfig(_Section):
+    """Which device profile: a shipped name or the path of a TOML file."""
+
+    profile: str = "cortex-a53-rpi3-lowbit-neon"
+
+
+class BudgetConfig(_Section):
+    """Budgets: ``"80%"`` of uniform 8 bit, or numbers in ms and KiB. Absent means no budget."""
+
+    latency: Amount | None = None
+    flash: Amount | None = None
+    peak_ram: Amount | None = None
+
+    def wishes(self) -> list[Wish]:
+        """Returns the budgets that are set."""
+        given = {LATENCY: self.latency, FLASH: self.flash, PEAK_RAM: self.peak_ram}
+        return [parse(cost, text) for cost, text in given.items() if text is not None]
+
+
+class SpaceConfig(_Section):
+    """Candidate bitwidths, and pins by name pattern (``"conv1" = 8``, ``"weights/layer*" = [4, 8]``)."""
+
+    weight_bits: tuple[int, ...] = (2, 4, 8)
+    activation_bits: tuple[int, ...] = (2, 4, 8)
+    pins: dict[str, int | list[int]] = Field(default_factory=dict)
+
+    @field_validator("weight_bits", "activation_bits")
+    @classmethod
+    def _known(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
+        wrong = [b for b in bits if b != FLOAT_BITS and not 2 <= b <= MAX_BITS]
+        if wrong or not bits:
+            raise ValueError(f"bitwidths must be 2 to {MAX_BITS}, got {list(bits)}")
+        return tuple(sorted(set(bits)))
+
+
+class TrainingConfig(_Section):
+    """Epochs, learning rates and what else training needs."""
+
+    float_epochs: Positive = 20
+    joint_epochs: Positive = 25
+    finetune_epochs: Positive = 4
+    batch_size: Positive = 64
+    float_rate: Rate = 0.1
+    joint_rate: Rate = 0.03
+    finetune_rate: Rate = 0.01
+    step_rate: Rate = 0.01
+    gate_rate: Rate | None = None
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    memory_layout: Literal["contiguous", "channels_last"] = "channels_last"
+    calibration_batches: Positive = 4
+    norm_batches: Positive = 40
+    threads: Positive | None = None
+
+
+class SearchConfig(_Section):
+    """How the joint search spreads its points, and how gradients are estimated."""
+
+    points: Positive = 14
+    relaxed_points: Annotated[int, Field(ge=0)] = 3
+    uniform: tuple[tuple[int, int], ...] = ((8, 8), (4, 8), (4, 4), (2, 8), (2, 2))
+    gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    penalty: Rate = 1.0
+    multiplier_rate: Rate = 1.0
+
+
+class RunConfig(_Section):
+    """Everything that decides a run's result, and where it goes."""
+
+    seed: int = 0
+    out: str = "runs/first"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    device: DeviceConfig = DeviceConfig()
+    budgets: BudgetConfig = BudgetConfig()
+    space: SpaceConfig = SpaceConfig()
+    training: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
+
+    def fingerprint(self, *more: str) -> str:
+        """Returns a hash of everything but the output path."""
+        document = json.dumps([self.model_dump(mode="json", exclude={"out"}), more], sort_keys=True)
+        return hashlib.sha256(document.encode()).hexdigest()[:32]
+
+    def to_toml(self) -> str:
+        """Returns the resolved configuration as TOML."""
+        return tomlkit.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Returns the configuration in a file with dotted overrides (``"training.batch_size": 32``) on top.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is out of range.
+    """
+    document: dict[str, Any] = {}
+    if path is not None:
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
+    for key, value in overrides.items():
+        *sections, last = key.split(".", 2) if not key.startswith("space.pins.") else ["space", "pins", key[11:]]
+        table = document
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{section!r} must be a table in {path}")
+        table[last] = value
+    try:
+        config = RunConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error, path)) from error
+    config.budgets.wishes()
+    return config
+
+
+def _first_problem(error: ValidationError, path: Path | None) -> str:
+    problem = error.errors()[0]
+    key = ".".join(map(str, problem["loc"]))
+    where = f" in {path}" if path else ""
+    if problem["type"] == "extra_forbidden":
+        known = RunConfig.model_fields
+        section = known.get(str(problem["loc"][0]))
+        fields = getattr(section.annotation, "model_fields", known) if section and len(problem["loc"]) > 1 else known
+        return f"unknown configuration key {key!r}{where}; known here: {', '.join(fields)}"
+    return f"configuration key {key!r}{where}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
+    return value

@@ -1,0 +1,91 @@
+"""Where the points of a front aim, and which policy each becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddq_search.cost import FLASH, LATENCY
+from ddq_search.feasibility import Pricing
+from ddq_search.policy import Policy
+
+_MARGIN = 1.005
+"""Targets at the very end of a range leave exactly one policy; this leaves a few."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What one gate set aims at.
+
+    Attributes:
+        limits: cost → largest allowed value.
+        origin: ``search`` within every budget, ``relaxed`` beyond one of them.
+    """
+
+    limits: Mapping[str, float]
+    origin: Literal["search", "relaxed"]
+
+
+def aims(pricing: Pricing, budgets: Mapping[str, float], points: int, relaxed: int) -> list[Aim]:
+    """Returns the aims of a front's points.
+
+    Each point tightens one of the budgeted costs (latency and flash in turn when nothing is budgeted) to a value
+    between the least that the other budgets allow and the budget itself, evenly spread; the other budgets stay as
+    they are. Relaxed points loosen one budget towards uniform 8 bit.
+    """
+    axes = list(budgets) or [LATENCY, FLASH]
+    result: list[Aim] = []
+    for axis, share in _shares(axes, points):
+        least = pricing.cheapest(axis, budgets)
+        assert least is not None, "feasibility was checked before"
+        low = pricing.price(least)[axis]
+        high = budgets.get(axis) or _highest(pricing, axis, low)
+        limit = min(high, max(low * _MARGIN, low + share * (high - low)))
+        result.append(Aim({**budgets, axis: limit}, "search"))
+    for axis, share in _shares(list(budgets), relaxed):
+        high = pricing.reference[axis]
+        if budgets[axis] < high:
+            part = (share + 0.5) / 1.5  # the budget itself is covered by the points within
+            result.append(Aim({**budgets, axis: budgets[axis] + part * (high - budgets[axis])}, "relaxed"))
+    return result
+
+
+def _shares(axes: Sequence[str], count: int) -> list[tuple[str, float]]:
+    """Returns (axis, share in [0, 1]) pairs: ``count`` points dealt to the axes, evenly spread on each."""
+    if not axes:
+        return []
+    dealt = [axes[i % len(axes)] for i in range(count)]
+    result = []
+    for axis in axes:
+        number = dealt.count(axis)
+        result += [(axis, (i + 1) / number if number > 1 else 1.0) for i in range(-1 if number > 1 else 0, number)][-number:]
+    return result
+
+
+def _highest(pricing: Pricing, axis: str, low: float) -> float:
+    """Without a budget, points spread up to uniform 8 bit, or half as much again above the cheapest if that is dear."""
+    return pricing.reference[axis] if pricing.reference[axis] > low * 1.02 else low * 1.5
+
+
+def choose_policies(
+    pricing: Pricing, targets: Sequence[Aim], probabilities: Sequence[NDArray[np.float64]]
+) -> list[Policy]:
+    """Returns one distinct policy per aim where there is one: the most probable under its gate set and limits.
+
+    Points of each origin are numbered by latency: ``p00`` … within the budgets, ``r00`` … beyond.
+    """
+    found: list[tuple[str, dict[str, int]]] = []
+    for aim, probability in zip(targets, probabilities, strict=True):
+        scores = np.log(np.clip(probability, 1e-6, 1.0))
+        policy = pricing.most_likely(scores, aim.limits, [bits for _, bits in found])
+        if policy is not None:
+            found.append((aim.origin, policy))
+    result = []
+    for origin, letter in (("search", "p"), ("relaxed", "r")):
+        chosen = sorted((bits for kind, bits in found if kind == origin), key=lambda bits: pricing.price(bits)[LATENCY])
+        result += [Policy(f"{letter}{i:02d}", bits, origin) for i, bits in enumerate(chosen)]
+    return result

@@ -1,0 +1,202 @@
+"""From probabilities to a policy that keeps its budgets: a mixed-integer linear program over the cost tables.
+
+One binary per candidate of each variable; a table over several variables gets one continuous variable per entry,
+tied to the binaries by its marginals, which is exact at integer points. Solved with HiGHS through SciPy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from ddq_search.cost import PEAK_RAM, CostTables, Factor
+
+_TIGHTEN = 1e-7
+_ATTEMPTS = 6
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One linear expression over the program's columns."""
+
+    columns: NDArray[np.int64]
+    values: NDArray[np.float64]
+    constant: float
+
+
+class Projector:
+    """Finds policies under budgets for one model on one device."""
+
+    def __init__(self, tables: CostTables) -> None:
+        self.tables = tables
+        self._variables = tables.space.variables
+        sizes = [len(v.candidates) for v in self._variables]
+        self._first = dict(zip((v.name for v in self._variables), np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+        self._binaries = sum(sizes)
+        self._joint: dict[tuple[str, ...], int] = {}
+        self._columns = self._binaries
+        self._marginals: list[_Row] = []
+        self._rows = {cost: self._cost_rows(cost) for cost in tables.costs}
+
+    # -- building ---------------------------------------------------------------------------------------------
+
+    def _cost_rows(self, cost: str) -> list[_Row]:
+        """One row per cost, or per step of the schedule for peak RAM."""
+        steps: dict[int, dict[tuple[str, ...], NDArray[np.float64]]] = {}
+        for factor in self.tables.factors:
+            if factor.cost == cost:
+                merged = steps.setdefault(factor.step or 0, {})
+                names, table = _sorted_axes(factor)
+                merged[names] = merged[names] + table if names in merged else table
+        return [self._row(tables) for tables in steps.values()]
+
+    def _row(self, tables: Mapping[tuple[str, ...], NDArray[np.float64]]) -> _Row:
+        columns: list[NDArray[np.int64]] = []
+        values: list[NDArray[np.float64]] = []
+        constant = 0.0
+        for names, table in tables.items():
+            if not names:
+                constant += float(table)
+                continue
+            columns.append(self._block(names) + np.arange(table.size))
+            values.append(table.ravel())
+        if not columns:
+            return _Row(np.zeros(0, np.int64), np.zeros(0), constant)
+        return _Row(np.concatenate(columns), np.concatenate(values), constant)
+
+    def _block(self, names: tuple[str, ...]) -> int:
+        """First column of a table's entries; creates them with their marginal constraints when new."""
+        if len(names) == 1:
+            return self._first[names[0]]
+        if names not in self._joint:
+            shape = tuple(len(self.tables.space[name].candidates) for name in names)
+            start = self._joint[names] = self._columns
+            self._columns += math.prod(shape)
+            cells = np.arange(math.prod(shape)).reshape(shape) + start
+            for axis, name in enumerate(names):
+                for choice in range(shape[axis]):
+                    entries = np.take(cells, choice, axis).ravel()
+                    columns = np.append(entries, self._first[name] + choice)
+                    self._marginals.append(_Row(columns, np.append(np.ones(len(entries)), -1.0), 0.0))
+        return self._joint[names]
+
+    # -- solving ----------------------------------------------------------------------------------------------
+
+    def cheapest(self, cost: str, limits: Mapping[str, float]) -> dict[str, int] | None:
+        """Returns the policy of least ``cost`` within the other limits, or None when there is none."""
+        return self._solve(limits, minimise=cost)
+
+    def most_likely(
+        self,
+        log_probabilities: NDArray[np.float64],
+        limits: Mapping[str, float],
+        excluded: Sequence[Mapping[str, int]] = (),
+    ) -> dict[str, int] | None:
+        """Returns the policy of greatest summed log-probability ``[V, C]`` within the limits, or None.
+
+        ``excluded`` policies are not returned again.
+        """
+        scores = np.concatenate([log_probabilities[row, : len(v.candidates)] for row, v in enumerate(self._variables)])
+        return self._solve(limits, scores=scores, excluded=excluded)
+
+    def _solve(
+        self,
+        limits: Mapping[str, float],
+        *,
+        minimise: str | None = None,
+        scores: NDArray[np.float64] | None = None,
+        excluded: Sequence[Mapping[str, int]] = (),
+    ) -> dict[str, int] | None:
+        tightened = dict(limits)
+        for _ in range(_ATTEMPTS):
+            policy = self._solve_once(tightened, minimise, scores, excluded)
+            if policy is None:
+                return None
+            price = self.tables.price(policy)
+            over = [cost for cost, limit in limits.items() if price[cost] > limit]
+            if not over:
+                return policy
+            for cost in over:  # the solver's tolerance let it through: ask for a little less
+                tightened[cost] = min(tightened[cost], limits[cost]) - (price[cost] - limits[cost]) * 2
+                tightened[cost] -= _TIGHTEN * limits[cost]
+        return None
+
+    def _solve_once(
+        self,
+        limits: Mapping[str, float],
+        minimise: str | None,
+        scores: NDArray[np.float64] | None,
+        excluded: Sequence[Mapping[str, int]],
+    ) -> dict[str, int] | None:
+        extra = 1 if minimise == PEAK_RAM else 0
+        width = self._columns + extra
+        objective = np.zeros(width)
+        rows: list[tuple[_Row, float, float]] = [(row, 0.0, 0.0) for row in self._marginals]
+        for variable in self._variables:
+            columns = self._first[variable.name] + np.arange(len(variable.candidates))
+            rows.append((_Row(columns, np.ones(len(columns)), 0.0), 1.0, 1.0))
+        for cost, limit in limits.items():
+            rows += [(_scaled(row, limit), -np.inf, 1.0) for row in self._rows[cost]]
+        if minimise == PEAK_RAM:
+            objective[-1] = 1.0
+            size = max(row.values.sum() + row.constant for row in self._rows[PEAK_RAM])
+            for row in self._rows[PEAK_RAM]:
+                scaled = _scaled(row, size)
+                wide = _Row(np.append(scaled.columns, width - 1), np.append(scaled.values, -1.0), scaled.constant)
+                rows.append((wide, -np.inf, 0.0))
+        elif minimise is not None:
+            (row,) = self._rows[minimise]
+            np.add.at(objective, row.columns, row.values / max(row.values.max(initial=0.0), 1e-300))
+        if scores is not None:
+            objective[: self._binaries] = -scores
+        for policy in excluded:
+            columns = np.array([self._first[v.name] + v.candidates.index(policy[v.name]) for v in self._variables])
+            rows.append((_Row(columns, np.ones(len(columns)), 0.0), -np.inf, len(columns) - 1.0))
+        return self._run(objective, rows, width)
+
+    def _run(
+        self, objective: NDArray[np.float64], rows: list[tuple[_Row, float, float]], width: int
+    ) -> dict[str, int] | None:
+        row_of = np.repeat(np.arange(len(rows)), [len(row.columns) for row, _, _ in rows])
+        matrix = sparse.csr_array(
+            (
+                np.concatenate([row.values for row, _, _ in rows]),
+                (row_of, np.concatenate([row.columns for row, _, _ in rows])),
+            ),
+            shape=(len(rows), width),
+        )
+        constants = np.array([row.constant for row, _, _ in rows])
+        low = np.array([lo for _, lo, _ in rows]) - constants
+        high = np.array([hi for _, _, hi in rows]) - constants
+        integrality = np.zeros(width)
+        integrality[: self._binaries] = 1
+        upper = np.ones(width)
+        upper[self._columns :] = np.inf
+        result = milp(
+            objective,
+            integrality=integrality,
+            bounds=Bounds(0.0, upper),
+            constraints=LinearConstraint(matrix, low, high),
+            options={"mip_rel_gap": 1e-4},
+        )
+        if result.x is None:
+            return None
+        return {
+            v.name: v.candidates[int(np.argmax(result.x[self._first[v.name] :][: len(v.candidates)]))]
+            for v in self._variables
+        }
+
+
+def _scaled(row: _Row, size: float) -> _Row:
+    return _Row(row.columns, row.values / size, row.constant / size)
+
+
+def _sorted_axes(factor: Factor) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    order = sorted(range(len(factor.variables)), key=lambda axis: factor.variables[axis])
+    return tuple(factor.variables[axis] for axis in order), factor.table.transpose(order)

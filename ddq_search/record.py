@@ -1,0 +1,208 @@
+"""The run directory: the interface between stages, in open formats, written atomically.
+
+``config.toml`` resolved configuration · ``environment.json`` · ``graph.json`` · ``space.json`` · ``history.jsonl`` ·
+``checkpoints/*.safetensors`` · ``policies/*.json`` · ``front.json`` · ``export/<policy>/`` · ``report.html``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ddq_search.errors import RunError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that it is either the old or the new one, never half of it.
+
+    Raises:
+        RunError: the disk is full, the folder is read-only, …
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another --out, then go on with --resume"
+        ) from error
+
+
+class RunDirectory:
+    """One run's files.
+
+    Args:
+        path: the directory.
+        fingerprint: identifies configuration, model and data; checkpoints carry it.
+    """
+
+    def __init__(self, path: Path, fingerprint: str = "") -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+
+    # -- small files ------------------------------------------------------------------------------------------
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file atomically."""
+        write_atomically(self.path / name, text.encode())
+
+    def write_json(self, name: str, document: Any) -> None:
+        """Writes a JSON file atomically; non-finite numbers become null."""
+        self.write_text(name, json.dumps(_finite(document), indent=1, ensure_ascii=False))
+
+    def read_json(self, name: str) -> Any:
+        """Returns a JSON document.
+
+        Raises:
+            RunError: the file is missing or broken.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror}; is {self.path} a finished run?") from error
+        except ValueError as error:
+            raise RunError(f"{path} is broken: {error}; restore it or run the search again") from error
+
+    # -- history ----------------------------------------------------------------------------------------------
+
+    def append_history(self, row: Mapping[str, Any]) -> None:
+        """Adds one line to history.jsonl."""
+        try:
+            with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(dict(row))) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self.path / 'history.jsonl'}: {error.strerror}") from error
+
+    def history(self) -> list[dict[str, Any]]:
+        """Returns all complete lines of history.jsonl; a last line cut short by a crash is dropped."""
+        path = self.path / "history.jsonl"
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def drop_history(self, kind: str, point: str | None, epoch: int) -> None:
+        """Removes the rows of one phase from ``epoch`` on: they are about to be written again."""
+        rows = self.history()
+        kept = [r for r in rows if (r["phase"], r.get("point")) != (kind, point) or r["epoch"] < epoch]
+        if (self.path / "history.jsonl").exists():
+            self.write_text("history.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+    # -- checkpoints ------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Writes ``checkpoints/<name>.safetensors`` with the run's fingerprint and plain facts."""
+        metadata = {"fingerprint": self.fingerprint, "facts": json.dumps(facts)}
+        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        write_atomically(self._checkpoint(name), save(plain, metadata))
+
+    def load_checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Returns a checkpoint's tensors and facts, or None when there is none.
+
+        Raises:
+            RunError: the file is broken, or belongs to another configuration, model or data.
+        """
+        path = self._checkpoint(name)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            facts = json.loads(metadata["facts"])
+            fingerprint = metadata["fingerprint"]
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise RunError(f"checkpoint {path} is broken ({error}); delete it to repeat its phase") from error
+        if self.fingerprint and fingerprint != self.fingerprint:
+            raise RunError(
+                f"checkpoint {path} belongs to another configuration, model or data; "
+                "use another --out, or delete the run to start over"
+            )
+        return tensors, facts
+
+    def remove_checkpoint(self, name: str) -> None:
+        """Deletes a checkpoint that a later one replaced."""
+        self._checkpoint(name).unlink(missing_ok=True)
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.path / "checkpoints" / f"{name}.safetensors"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a run directory for one process.
+
+    Raises:
+        RunError: another living process holds it, or the directory cannot be written.
+    """
+    import fcntl
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"cannot write to {path}: {error.strerror}; choose another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"{path} is in use by another process; wait for it or choose another --out") from error
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a reader needs to repeat a run: versions, platform, threads, date, commit."""
+    from ddq_search import __version__
+
+    return {
+        "ddq_search": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    folder = Path(__file__).resolve().parent
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value

@@ -1,0 +1,155 @@
+"""What is learned from which data: a task is a loss, a metric, a direction and a unit; a source gives batches.
+
+The core knows no data set. What it needs arrives as a `DataSource`; `LoaderSource` wraps a user's own loaders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddq_search.errors import ConfigError
+from ddq_search.precision import ActivationGrid
+
+Split = Literal["train", "validation", "test"]
+Batch = tuple[Tensor, Tensor]
+
+
+class DataSource(Protocol):
+    """Batches of (input ``[N, ...]``, target), the same for the same arguments however often they are asked for."""
+
+    @property
+    def name(self) -> str:
+        """What the report calls the data."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data or the split changes."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, batch left out."""
+
+    @property
+    def input_grid(self) -> ActivationGrid | None:
+        """Grid on which the inputs lie exactly (raw pixels), or None: then it is calibrated."""
+
+    def train(self, *, seed: int, epoch: int, batch_size: int) -> Iterator[Batch]:
+        """Yields the shuffled, augmented training batches of one epoch; randomness depends on the arguments only."""
+
+    def train_batches(self, batch_size: int) -> int:
+        """Number of batches that `train` yields."""
+
+    def plain(self, split: Split, batch_size: int) -> Iterator[Batch]:
+        """Yields every sample of a split once, in order, without augmentation."""
+
+
+class Task(Protocol):
+    """Loss and metric of what the network does."""
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric, such as ``top-1``."""
+
+    @property
+    def direction(self) -> Literal["max", "min"]:
+        """Whether more or less of the metric is better."""
+
+    @property
+    def unit(self) -> str:
+        """Unit of the metric."""
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Returns the mean loss of a batch."""
+
+    def distance(self, output: Tensor, reference: Tensor) -> Tensor:
+        """Returns the mean distance to the float model's output (distillation)."""
+
+    def score(self, output: Tensor, target: Tensor) -> Tensor:
+        """Returns the metric of every sample, ``[N]``."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross-entropy and top-1 accuracy."""
+
+    metric: str = "top-1"
+    direction: Literal["max", "min"] = "max"
+    unit: str = "%"
+    loss_name: str = "cross-entropy"
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of logits ``[N, classes]``."""
+        return F.cross_entropy(output, target)
+
+    def distance(self, output: Tensor, reference: Tensor) -> Tensor:
+        """Kullback-Leibler divergence from the reference's class probabilities."""
+        return F.kl_div(output.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="batchmean")
+
+    def score(self, output: Tensor, target: Tensor) -> Tensor:
+        """100 where the largest logit is the target's, else 0."""
+        return 100.0 * (output.argmax(-1) == target)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Mean loss and metric over a split."""
+
+    loss: float
+    score: float
+
+
+def measure(task: Task, outputs: Iterable[tuple[Tensor, Tensor]]) -> Measure:
+    """Returns loss and metric averaged over (output, target) batches, weighted by their sizes."""
+    loss = score = 0.0
+    count = 0
+    for output, target in outputs:
+        loss += float(task.loss(output.float(), target)) * len(target)
+        score += float(task.score(output, target).double().sum())
+        count += len(target)
+    if count == 0:
+        raise ConfigError("the split holds no samples; check the data")
+    return Measure(loss / count, score / count)
+
+
+class LoaderSource:
+    """A user's own loaders as a data source.
+
+    The loaders' own shuffling decides the order of training batches; give them a seeded generator if a resumed run
+    must equal an uninterrupted one.
+    """
+
+    input_grid: ActivationGrid | None = None
+
+    def __init__(
+        self, train: Iterable[Batch], validation: Iterable[Batch], test: Iterable[Batch] | None = None, name: str = "user"
+    ) -> None:
+        self._splits = {"train": train, "validation": validation, "test": validation if test is None else test}
+        self.name = name
+        first = next(iter(validation))
+        if not (isinstance(first, tuple | list) and len(first) == 2 and torch.is_tensor(first[0])):
+            raise ConfigError("a loader must yield pairs (input tensor, target tensor)")
+        self.input_shape = tuple(first[0].shape[1:])
+
+    @property
+    def fingerprint(self) -> str:
+        """Depends on the name and the input shape only: the loaders' content is the user's."""
+        return hashlib.sha256(repr((self.name, self.input_shape)).encode()).hexdigest()[:16]
+
+    def train(self, *, seed: int, epoch: int, batch_size: int) -> Iterator[Batch]:
+        """Yields the training loader's batches; the loader's own batch size holds."""
+        yield from ((x, y) for x, y in self._splits["train"])
+
+    def train_batches(self, batch_size: int) -> int:
+        """Length of the training loader."""
+        return len(self._splits["train"])  # type: ignore[arg-type]
+
+    def plain(self, split: Split, batch_size: int) -> Iterator[Batch]:
+        """Yields a loader's batches."""
+        yield from ((x, y) for x, y in self._splits[split])

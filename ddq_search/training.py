@@ -1,0 +1,174 @@
+"""One training phase: epochs over a source, resumable after every epoch, the same whether it was interrupted or not.
+
+A phase is described by what differs (parameters, the loss of one batch, the learning rates); the loop, checkpoints,
+history and progress are the same for all.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddq_search.errors import RunError
+from ddq_search.record import RunDirectory
+from ddq_search.task import DataSource
+
+
+class Progress(Protocol):
+    """Who is told how far a run is."""
+
+    def begin(self, phase: str, total: int, done: int) -> None:
+        """A phase of ``total`` steps starts, ``done`` of them already covered by a checkpoint."""
+
+    def step(self, facts: Mapping[str, str]) -> None:
+        """One more step; ``facts`` are short texts such as the loss."""
+
+    def note(self, text: str) -> None:
+        """Something the user should read."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def begin(self, phase: str, total: int, done: int) -> None:
+        """Ignores."""
+
+    def step(self, facts: Mapping[str, str]) -> None:
+        """Ignores."""
+
+    def note(self, text: str) -> None:
+        """Ignores."""
+
+
+@dataclass
+class Phase:
+    """What a training phase needs.
+
+    Attributes:
+        name: name of its checkpoint; ``kind`` and ``point`` go into the history.
+        module: what is trained; all its tensors are checkpointed.
+        optimizers: (optimizer, peak learning rate) pairs; ``schedule`` scales every rate. The gradient of the first
+            one's parameters is clipped.
+        batch_loss: (inputs, targets, step number) → loss to be differentiated and facts for the progress line.
+        after_step: called after each optimizer step.
+        epochs: how many.
+        schedule: fraction of the phase done, in [0, 1) → factor of the peak rates.
+        after_epoch: returns what the epoch's history row should hold besides the training loss.
+        extra: further tensors to checkpoint (multipliers); changed in place.
+    """
+
+    name: str
+    kind: str
+    module: nn.Module
+    optimizers: list[tuple[torch.optim.Optimizer, float]]
+    batch_loss: Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, str]]]
+    epochs: int
+    schedule: Callable[[float], float]
+    after_step: Callable[[int], None] | None = None
+    after_epoch: Callable[[int], Mapping[str, Any]] | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    point: str | None = None
+    gradient_clip: float = 5.0
+
+
+def cosine(fraction: float) -> float:
+    """Warm-up over the first 5 %, then half a cosine down to 0."""
+    return min(1.0, (fraction + 0.005) / 0.05) * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def run_phase(
+    phase: Phase, source: DataSource, record: RunDirectory, *, seed: int, batch_size: int, layout: str, progress: Progress
+) -> None:
+    """Trains a phase to its end, starting from its checkpoint when there is one.
+
+    Raises:
+        RunError: the loss is not finite; the last good checkpoint stays.
+    """
+    start = _restore(phase, record)
+    record.drop_history(phase.kind, phase.point, start)
+    per_epoch = source.train_batches(batch_size)
+    total = phase.epochs * per_epoch
+    progress.begin(phase.name, total, start * per_epoch)
+    clipped = [p for group in phase.optimizers[0][0].param_groups for p in group["params"]]
+    for epoch in range(start, phase.epochs):
+        began = time.perf_counter()
+        phase.module.train()
+        losses = torch.zeros(())
+        count = 0
+        batches = source.train(seed=seed, epoch=_epoch_key(phase.name, epoch), batch_size=batch_size)
+        for index, (x, y) in enumerate(to_layout(batches, layout)):
+            number = epoch * per_epoch + index
+            for optimizer, rate in phase.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * phase.schedule(number / total)
+                optimizer.zero_grad(set_to_none=True)
+            loss, facts = phase.batch_loss(x, y, number)
+            if not math.isfinite(float(loss.detach())):
+                raise RunError(
+                    f"the loss of phase {phase.name!r} is not finite at epoch {epoch}, batch {index}; "
+                    "lower the learning rate; the last good epoch is kept and --resume goes on from it"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(clipped, phase.gradient_clip)
+            for optimizer, _ in phase.optimizers:
+                optimizer.step()
+            if phase.after_step is not None:
+                phase.after_step(number)
+            losses += loss.detach().cpu()
+            count += 1
+            progress.step({"epoch": f"{epoch + 1}/{phase.epochs}", **facts})
+        row = {"phase": phase.kind, "point": phase.point, "epoch": epoch, "train_loss": float(losses) / max(count, 1)}
+        row |= {"seconds": round(time.perf_counter() - began, 3)}
+        row |= phase.after_epoch(epoch) if phase.after_epoch else {}
+        record.append_history(row)
+        record.save_checkpoint(phase.name, _state(phase), {"epoch": epoch + 1})
+
+
+def to_layout(batches: Iterator[tuple[Tensor, Tensor]], layout: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the batches with image inputs in the given memory layout."""
+    for x, y in batches:
+        yield (x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" and x.ndim == 4 else x), y
+
+
+def _epoch_key(name: str, epoch: int) -> int:
+    """Different phases see different orders of the data; points of one front see the same."""
+    phase = {"float": 0, "joint": 1, "baseline": 2}.get(name, 3)
+    return phase * 100_000 + epoch
+
+
+def _state(phase: Phase) -> dict[str, Tensor]:
+    tensors = {f"module.{key}": value for key, value in phase.module.state_dict().items()}
+    tensors |= {f"extra.{key}": value for key, value in phase.extra.items()}
+    for number, (optimizer, _) in enumerate(phase.optimizers):
+        for index, entries in optimizer.state_dict()["state"].items():
+            for key, value in entries.items():
+                if value is not None:
+                    tensors[f"optimizer.{number}.{index}.{key}"] = torch.as_tensor(value)
+    return {key: value.clone() for key, value in tensors.items()}
+
+
+def _restore(phase: Phase, record: RunDirectory) -> int:
+    """Loads the phase's checkpoint into its objects; returns the number of epochs it covers."""
+    loaded = record.load_checkpoint(phase.name)
+    if loaded is None:
+        return 0
+    tensors, facts = loaded
+    phase.module.load_state_dict(
+        {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
+    )
+    for key, value in phase.extra.items():
+        value.copy_(tensors[f"extra.{key}"])
+    for number, (optimizer, _) in enumerate(phase.optimizers):
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimizer.{number}."):
+                _, _, index, entry = key.split(".", 3)
+                state.setdefault(int(index), {})[entry] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(facts["epoch"])
