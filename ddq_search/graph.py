@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import networkx as nx
 
@@ -34,7 +34,7 @@ SAME_GRID = frozenset({"max_pool2d", "avg_pool2d", "reshape", "transpose", "slic
 
 KINDS = frozenset({"input", "add", "mul", "mean", "activation"}) | WEIGHTED | SAME_GRID
 
-ModelGraph = nx.MultiDiGraph
+ModelGraph: TypeAlias = nx.MultiDiGraph
 
 
 @dataclass(frozen=True)

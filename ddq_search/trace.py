@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -66,25 +67,39 @@ def trace(model: nn.Module, example: torch.Tensor) -> ModelGraph:
 def _symbolic(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     tracer = fx.Tracer()
     tracer.record_stack_traces = True
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        traced = fx.GraphModule(model, tracer.trace(model))
-    except Exception as error:
-        raise GraphError(
-            f"torch.fx cannot follow {type(model).__name__}: {_first_line(error)}. "
-            "Move data-dependent Python (if, for, len over tensors) into a module marked as a leaf, or out of forward"
-        ) from error
+        try:
+            traced = fx.GraphModule(model, tracer.trace(model))
+        except Exception as error:
+            inside = next(reversed(tracer.module_stack), "")
+            raise GraphError(
+                f"torch.fx cannot follow {_module_name(model, inside)}{_own_line(error)}: {_first_line(error)}. Move "
+                "data-dependent Python (if, for, len over tensors) into a module marked as a leaf, or out of forward"
+            ) from error
+        try:
+            with torch.no_grad():
+                _Shapes(traced.eval()).run(example)
+        except Exception as error:
+            raise GraphError(
+                f"{type(model).__name__} does not accept an input of shape {tuple(example.shape)}: {_first_line(error)}"
+            ) from error
     finally:
-        model.train(training)
-    try:
-        with torch.no_grad():
-            _Shapes(traced).run(example)
-    except Exception as error:
-        raise GraphError(
-            f"{type(model).__name__} does not accept an input of shape {tuple(example.shape)}: {_first_line(error)}"
-        ) from error
+        for module, training in modes.items():
+            module.training = training
     return traced
+
+
+def _module_name(model: nn.Module, inside: str) -> str:
+    return f"module {inside.partition('@')[0]!r} of {type(model).__name__}" if inside else type(model).__name__
+
+
+def _own_line(error: Exception) -> str:
+    """Returns the innermost line outside of torch that led to the error, as `` at file:line``."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+    frames = [f for f in frames if f.filename != __file__]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 class _Shapes(fx.Interpreter):
@@ -130,9 +145,7 @@ class _Tracing:
         nonnegative = facts.pop("nonnegative", False) or self._keeps_sign(kind, producers)
         self.result.add_node(
             name,
-            operation=Operation(
-                name, kind, shapes, output_shape, attributes or {}, nonnegative=nonnegative, **facts
-            ),
+            operation=Operation(name, kind, shapes, output_shape, attributes or {}, nonnegative=nonnegative, **facts),
         )
         for position, producer in enumerate(producers):
             self.result.add_edge(producer, name, key=position)
@@ -158,6 +171,13 @@ class _Tracing:
             raise self._unsupported(node, f"argument {source} is not a tensor computed by the model")
         return self.alias[source]
 
+    def _source(self, node: fx.Node) -> fx.Node:
+        """Returns the first argument, which must be a tensor."""
+        source = node.args[0] if node.args else node.kwargs.get("input")
+        if not isinstance(source, fx.Node):
+            raise self._unsupported(node, f"its first argument {source} is not a tensor computed by the model")
+        return source
+
     # -- reading ----------------------------------------------------------------------------------------------
 
     def _visit(self, node: fx.Node) -> None:
@@ -178,8 +198,7 @@ class _Tracing:
             raise self._unsupported(node, "constants and parameters used as tensors are not supported")
 
     def _visit_module(self, node: fx.Node, module: nn.Module) -> None:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
+        source = self._source(node)
         if isinstance(module, nn.Conv2d | nn.Linear):
             self._weighted(node, module)
         elif type(module) in _MODULE_FUNCTIONS:
@@ -202,16 +221,18 @@ class _Tracing:
         if target in _FREE_FUNCTIONS:
             self._function(node, _FREE_FUNCTIONS[target])
         elif target in _NOTHING:
-            self.alias[node] = self._producer(node, node.args[0])
+            self.alias[node] = self._producer(node, self._source(node))
         elif target in _ADD or target in _MUL:
             self._binary(node, "add" if target in _ADD else "mul")
         elif target in (torch.cat, torch.concat):
             tensors, dim = _bind(node, ("tensors", "dim"), (None, 0))
             self._emit(node, "concat", list(tensors), {"dim": _image_dim(dim, node.meta["shape"])})
         elif target in _RESHAPE:
-            self._emit(node, "reshape", [node.args[0]])
+            if node.meta["shape"][:1] != self._source(node).meta["shape"][:1]:
+                raise self._unsupported(node, "reshaping that touches the batch dimension is not supported")
+            self._emit(node, "reshape", [self._source(node)])
         elif target in _TRANSPOSE:
-            self._emit(node, "transpose", [node.args[0]], {"dims": self._permutation(node)})
+            self._emit(node, "transpose", [self._source(node)], {"dims": self._permutation(node)})
         elif target in (torch.mean, "mean"):
             self._mean(node)
         elif target in (F.adaptive_avg_pool2d,):
@@ -227,15 +248,14 @@ class _Tracing:
             raise self._unsupported(node, "this operation is not supported")
 
     def _weighted(self, node: fx.Node, module: nn.Conv2d | nn.Linear) -> None:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
+        source = self._source(node)
         last, norm, clamp = node, None, None
         follower = _only_user(last)
         norms = nn.BatchNorm2d if isinstance(module, nn.Conv2d) else nn.BatchNorm1d
-        if follower is not None and follower.op == "call_module":
-            if isinstance(self.modules[str(follower.target)], norms):
-                last, norm = follower, str(follower.target)
-                self.fused.add(last)
+        is_module = follower is not None and follower.op == "call_module"
+        if follower is not None and is_module and isinstance(self.modules[str(follower.target)], norms):
+            last, norm = follower, str(follower.target)
+            self.fused.add(last)
         last, clamp = self._fused_clamp(last)
         shape = tuple(last.meta["shape"][1:])
         attributes: dict[str, Any] = {}
@@ -272,21 +292,25 @@ class _Tracing:
         return (follower, function) if function in CLAMPS else (node, None)
 
     def _binary(self, node: fx.Node, kind: str) -> None:
-        sources = list(node.args[:2])
-        if not all(isinstance(source, fx.Node) and "shape" in source.meta for source in sources):
+        sources = [source for source in node.args[:2] if isinstance(source, fx.Node) and "shape" in source.meta]
+        if len(sources) != 2:
             raise self._unsupported(node, f"{kind} with a constant; fold it into a layer, or use Hardswish/Hardsigmoid")
         if node.kwargs or len(node.args) > 2:
             raise self._unsupported(node, f"{kind} with alpha or out arguments is not supported")
         shapes = [tuple(source.meta["shape"]) for source in sources]
         spread = [s for s in shapes if s != node.meta["shape"]]
-        if kind == "add" and spread or any(s[2:] != (1, 1) or s[:2] != node.meta["shape"][:2] for s in spread):
+        if (kind == "add" and spread) or any(s[2:] != (1, 1) or s[:2] != node.meta["shape"][:2] for s in spread):
             raise self._unsupported(node, f"{kind} of shapes {shapes}: only per-channel scaling may broadcast")
         last, clamp = self._fused_clamp(node)
         self._emit(node, kind, sources, last=last, clamp=clamp, nonnegative=clamp is not None)
 
     def _function(self, node: fx.Node, function: str) -> None:
         self._emit(
-            node, "activation", [node.args[0]], {"function": function}, nonnegative=function in _NONNEGATIVE_FUNCTIONS
+            node,
+            "activation",
+            [self._source(node)],
+            {"function": function},
+            nonnegative=function in _NONNEGATIVE_FUNCTIONS,
         )
 
     def _pool(self, node: fx.Node, options: dict[str, Any]) -> None:
@@ -307,10 +331,10 @@ class _Tracing:
         }
         if not maximum:
             attributes["count_include_pad"] = bool(options.get("count_include_pad", True))
-        self._emit(node, "max_pool2d" if maximum else "avg_pool2d", [node.args[0]], attributes)
+        self._emit(node, "max_pool2d" if maximum else "avg_pool2d", [self._source(node)], attributes)
 
     def _adaptive(self, node: fx.Node) -> None:
-        source = node.args[0]
+        source = self._source(node)
         height, width = source.meta["shape"][2:]
         rows, columns = node.meta["shape"][2:]
         if (rows, columns) == (1, 1):
@@ -322,7 +346,9 @@ class _Tracing:
             facts = {"kernel_size": window, "stride": window, "padding": (0, 0, 0, 0), "ceil_mode": False}
             self._emit(node, "avg_pool2d", [source], {**facts, "count_include_pad": True})
         else:
-            raise self._unsupported(node, f"adaptive pooling from {height}x{width} to {rows}x{columns} has no fixed window")
+            raise self._unsupported(
+                node, f"adaptive pooling from {height}x{width} to {rows}x{columns} has no fixed window"
+            )
 
     def _mean(self, node: fx.Node) -> None:
         source, dims, keepdim = _bind(node, ("input", "dim", "keepdim"), (None, None, False))
@@ -338,12 +364,16 @@ class _Tracing:
         dim = _bind(split, ("input", "size", "dim"), (None, None, 0))[2]
         sizes = [shape[dim] for shape in split.meta["shapes"]]
         start = sum(sizes[: index % len(sizes)])
-        attributes = {"dim": _image_dim(dim, node.meta["shape"]), "start": start, "stop": start + node.meta["shape"][dim]}
-        self._emit(node, "slice", [split.args[0]], attributes)
+        attributes = {
+            "dim": _image_dim(dim, node.meta["shape"]),
+            "start": start,
+            "stop": start + node.meta["shape"][dim],
+        }
+        self._emit(node, "slice", [self._source(split)], attributes)
 
     def _permutation(self, node: fx.Node) -> tuple[int, ...]:
         rank = len(node.meta["shape"])
-        dims: list[int] = []
+        dims: list[Any] = []
         for argument in node.args[1:]:
             dims.extend(argument if isinstance(argument, tuple | list) else [argument])
         dims = [d % rank for d in dims]
@@ -360,7 +390,9 @@ class _Tracing:
         frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
         frames = [frame for frame in frames if "/torch/" not in frame[0]] or frames
         where = f" at {frames[-1][0]}:{frames[-1][1]}" if frames else ""
-        return GraphError(f"{what} ({node.name}){where}: {why}")
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        inside = f" in module {stack[-1][0]!r}" if stack and stack[-1][0] and node.op != "call_module" else ""
+        return GraphError(f"{what} ({node.name}){inside}{where}: {why}")
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -166,7 +166,7 @@ def _from_tar(path: Path) -> Iterator[Member]:
 
 
 def _refuse_cut_off_tar(path: Path) -> None:
-    """An uncompressed archive that was cut off between two members reads like a complete one, but for its last block."""
+    """Only its last block tells an uncompressed archive that was cut off between members from a complete one."""
     with path.open("rb") as file:
         is_plain = file.read(262)[257:] == b"ustar"
         if is_plain:

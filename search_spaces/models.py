@@ -136,7 +136,7 @@ def _from_user(spec: str, in_channels: int, classes: int, image_size: tuple[int,
 
 
 def _check_scores(spec: str, model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
@@ -144,7 +144,8 @@ def _check_scores(spec: str, model: nn.Module, shape: tuple[int, ...], classes: 
     except Exception as error:
         raise ConfigError(f"model {spec!r} does not accept images of shape {shape[1:]}: {_told(error)}") from error
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2 or scores.shape[1] < classes:
         found = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
         raise ConfigError(f"model {spec!r} returns {found}; expected scores [N, {classes}], one per class")
