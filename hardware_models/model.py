@@ -1,0 +1,200 @@
+"""The cost model of an ARM device: a profile turned into factors of latency, flash and peak RAM.
+
+Latency: one ``compute`` factor per weighted layer over (its weights, its input tensor), one ``output`` factor over its
+output tensor where the engine prices it apart, one ``compute`` factor per other operation over its input and output
+tensors, one constant ``call`` factor per operation (zero for aliases, never left out).
+
+Flash is exactly what the serializer writes: packed weights once per weight tensor, bias, multiplier and shift per
+channel for every *use* of it, a table per activation function. Everything else is zero and has no factor.
+
+Peak RAM: per schedule step, the bytes of every live tensor and of the step's scratch, see `hardware_models.memory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, Factor
+from ddq_search.errors import CostError
+from ddq_search.graph import WEIGHTED, ModelGraph, Operation, inputs_of, operations
+from ddq_search.packing import CHANNEL_BYTES, TABLE_BYTES, layer_bytes
+from ddq_search.space import SearchSpace
+from hardware_models.instructions import InstructionPricer
+from hardware_models.layers import LayerFacts, check_kind, layer_class, layer_facts
+from hardware_models.memory import ALIASES, ArenaPlan, buffers, plan_arena, tensor_bytes
+from hardware_models.profile import DeviceProfile, InstructionEngine, load_profile
+from hardware_models.tiles import TilePricer
+
+Table = NDArray[np.float64]
+
+
+def cost_model(name_or_path: str | Path) -> ArmCostModel:
+    """Returns the cost model of a shipped device by name, or of a profile file by path.
+
+    Raises:
+        CostError: unknown device, or a broken profile.
+    """
+    return ArmCostModel(load_profile(name_or_path))
+
+
+def _pricer(profile: DeviceProfile) -> InstructionPricer | TilePricer:
+    clock_hz = profile.clock_hz.value
+    if isinstance(profile.engine, InstructionEngine):
+        return InstructionPricer(profile.engine, clock_hz)
+    return TilePricer(profile.engine, clock_hz)
+
+
+class ArmCostModel:
+    """Prices every operation of `ddq_search.graph` on one device; implements `ddq_search.cost.CostModel`."""
+
+    def __init__(self, profile: DeviceProfile) -> None:
+        self.profile = profile
+        self._pricer = _pricer(profile)
+
+    @property
+    def name(self) -> str:
+        """The profile's name."""
+        return self.profile.name
+
+    @property
+    def arithmetic(self) -> str:
+        """Rounding of the runtime that this model prices."""
+        return self.profile.arithmetic
+
+    @property
+    def calibration(self) -> str:
+        """One line that says how far the latency can be trusted: ``calibrated: …`` or ``uncalibrated: …``."""
+        return f"{self.profile.calibration.status}: {self.profile.calibration.statement}"
+
+    def legal_weight_bits(self, op: Operation) -> tuple[int, ...]:
+        """Bitwidths of weights that the device executes for this layer."""
+        check_kind(op)
+        return self.profile.legal.weights[layer_class(op)]
+
+    def legal_activation_bits(self, op: Operation) -> tuple[int, ...]:
+        """Bitwidths that the device can write for this operation's output."""
+        check_kind(op)
+        return self.profile.legal.activations
+
+    def factors(self, graph: ModelGraph, space: SearchSpace) -> list[Factor]:
+        """Returns all factors of a model.
+
+        Raises:
+            CostError: an operation has no price, or a candidate is not executed by the device; names the layer.
+        """
+        candidates = {variable.name: variable.candidates for variable in space.variables}
+        result: list[Factor] = []
+        scratch: dict[str, Factor] = {}
+        priced_weights: set[str] = set()
+        for op in operations(graph):
+            self._check(op, space, candidates)
+            result += self._call(op)
+            if op.kind in WEIGHTED:
+                latency, scratch[op.name] = self._layer(op, graph, space, candidates)
+                result += latency
+                result.append(self._layer_flash(op, space.weights_of[op.name], candidates, priced_weights))
+            elif op.kind not in ALIASES and op.kind != "input":
+                result.append(self._element(op, graph, space, candidates))
+            if op.kind == "activation":
+                result.append(Factor(FLASH, op.name, "table", (), np.array(float(TABLE_BYTES))))
+        return result + list(self._ram(graph, space, candidates, scratch))
+
+    def arena_bytes(self, graph: ModelGraph, space: SearchSpace, choices: Mapping[str, int]) -> int:
+        """Returns the bytes of the arena that the planner lays out for a policy (variable name → bitwidth)."""
+        return self.plan(graph, space, choices).total
+
+    def plan(self, graph: ModelGraph, space: SearchSpace, choices: Mapping[str, int]) -> ArenaPlan:
+        """Returns the arena of a policy (variable name → bitwidth): offsets, sizes, live ranges, bytes per step."""
+        scratch = {}
+        for op in operations(graph):
+            if op.kind in WEIGHTED:
+                weight_bits = choices[space.weights_of[op.name]]
+                input_bits = choices[space.activations_of[inputs_of(graph, op.name)[0]]]
+                _, size = self._pricer.layer(op.name, layer_facts(op), (weight_bits,), (input_bits,))
+                scratch[op.name] = int(size.item())
+        bits = {name: choices[variable] for name, variable in space.activations_of.items()}
+        return plan_arena(graph, bits, scratch, self.profile.memory.alignment_bytes)
+
+    def _check(self, op: Operation, space: SearchSpace, candidates: Mapping[str, tuple[int, ...]]) -> None:
+        check_kind(op)
+        for role, variables in (("weight", space.weights_of), ("activation", space.activations_of)):
+            if role == "weight" and op.kind not in WEIGHTED:
+                continue
+            legal = self.legal_weight_bits(op) if role == "weight" else self.legal_activation_bits(op)
+            illegal = [bits for bits in candidates[variables[op.name]] if bits not in legal]
+            if illegal:
+                raise CostError(
+                    f"{op.name!r} ({op.kind}): {role} bits {illegal} are not executed by {self.name}, "
+                    f"which offers {list(legal)}"
+                )
+
+    def _call(self, op: Operation) -> list[Factor]:
+        free = op.kind in ALIASES or op.kind == "input"
+        return [Factor(LATENCY, op.name, "call", (), np.array(0.0 if free else self._pricer.call_s))]
+
+    def _layer(
+        self, op: Operation, graph: ModelGraph, space: SearchSpace, candidates: Mapping[str, tuple[int, ...]]
+    ) -> tuple[list[Factor], Factor]:
+        """Latency factors of a weighted layer, and its scratch (a factor whose step is still open)."""
+        facts: LayerFacts = layer_facts(op)
+        weights, output = space.weights_of[op.name], space.activations_of[op.name]
+        source = space.activations_of[inputs_of(graph, op.name)[0]]
+        seconds, scratch = self._pricer.layer(op.name, facts, candidates[weights], candidates[source])
+        alignment = self.profile.memory.alignment_bytes
+        scratch = np.ceil(scratch / alignment) * alignment
+        result = [Factor(LATENCY, op.name, "compute", (weights, source), seconds)]
+        stored = self._pricer.layer_output(facts, candidates[output])
+        if stored is not None:
+            result.append(Factor(LATENCY, op.name, "output", (output,), stored))
+        return result, Factor(PEAK_RAM, op.name, "scratch", (weights, source), scratch)
+
+    def _layer_flash(
+        self, op: Operation, weights: str, candidates: Mapping[str, tuple[int, ...]], priced: set[str]
+    ) -> Factor:
+        if weights in priced:  # a shared module: its weights lie in flash once, its requantization once per use
+            return Factor(FLASH, op.name, "constants", (), np.array(float(op.rows * CHANNEL_BYTES)))
+        priced.add(weights)
+        sizes = [layer_bytes(op.rows, op.row_length, bits) for bits in candidates[weights]]
+        return Factor(FLASH, op.name, "weights", (weights,), np.array(sizes, dtype=np.float64))
+
+    def _element(
+        self, op: Operation, graph: ModelGraph, space: SearchSpace, candidates: Mapping[str, tuple[int, ...]]
+    ) -> Factor:
+        sources = [space.activations_of[name] for name in inputs_of(graph, op.name)]
+        output = space.activations_of[op.name]
+        variables = tuple(dict.fromkeys([*sources, output]))
+        if len(variables) > 3:
+            raise CostError(f"{op.name!r} ({op.kind}): reads tensors of {len(variables) - 1} precisions; at most 2 fit")
+        axes: dict[str, NDArray[np.int64]] = {}
+        for axis, name in enumerate(variables):
+            shape = [1] * len(variables)
+            shape[axis] = -1
+            axes[name] = np.array(candidates[name], dtype=np.int64).reshape(shape)
+        table = self._pricer.element(
+            op, self.profile.operations[op.kind], [axes[name] for name in sources], axes[output]
+        )
+        full = np.broadcast_to(table, tuple(len(candidates[name]) for name in variables))
+        return Factor(LATENCY, op.name, "compute", variables, np.array(full))
+
+    def _ram(
+        self,
+        graph: ModelGraph,
+        space: SearchSpace,
+        candidates: Mapping[str, tuple[int, ...]],
+        scratch: Mapping[str, Factor],
+    ) -> Iterator[Factor]:
+        alignment = self.profile.memory.alignment_bytes
+        for buffer in buffers(graph):
+            variable = space.activations_of[buffer.name]
+            sizes = [tensor_bytes(buffer.elements, bits, alignment) for bits in candidates[variable]]
+            table = np.array(sizes, dtype=np.float64)
+            for step in range(buffer.first, buffer.last + 1):
+                yield Factor(PEAK_RAM, buffer.name, "tensor", (variable,), table, step)
+        for step, op in enumerate(operations(graph)):
+            factor = scratch.get(op.name)
+            if factor is not None and factor.table.any():
+                yield Factor(PEAK_RAM, op.name, "scratch", factor.variables, factor.table, step)
