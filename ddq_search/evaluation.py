@@ -31,6 +31,9 @@ from ddq_search.precision import activation_code_range
 FLOAT32_EXACT = 2**24
 """Below this, every integer is a float32, so sums are exact in any order."""
 
+CHUNK = 64
+"""Samples of one pass on a CPU: large batches leave its cache."""
+
 
 class IntegerEvaluator:
     """Runs an integer program in torch.
@@ -60,7 +63,8 @@ class IntegerEvaluator:
 
     def output_codes(self, codes: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Returns the codes of the output alone, ``[N, ...]`` uint8; other tensors are freed after their last use."""
-        return self._execute(self._codes(codes), keep=False)[self.program.output.name]
+        parts = self._codes(codes).split(CHUNK if self.device.type == "cpu" else 16 * CHUNK)
+        return torch.cat([self._execute(part, keep=False)[self.program.output.name] for part in parts])
 
     def scores(self, images: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Returns the real output ``[N, ...]`` float32 for real images ``[N, ...]``, or for their uint8 codes."""

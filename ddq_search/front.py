@@ -37,33 +37,25 @@ def aims(pricing: Pricing, budgets: Mapping[str, float], points: int, relaxed: i
     between the least that the other budgets allow and the budget itself, evenly spread; the other budgets stay as
     they are. Relaxed points loosen one budget towards uniform 8 bit.
     """
-    axes = list(budgets) or [LATENCY, FLASH]
     result: list[Aim] = []
-    for axis, share in _shares(axes, points):
+    for axis, number in _deal(list(budgets) or [LATENCY, FLASH], points).items():
         least = pricing.cheapest(axis, budgets)
         assert least is not None, "feasibility was checked before"
         low = pricing.price(least)[axis]
         high = budgets.get(axis) or _highest(pricing, axis, low)
-        limit = min(high, max(low * _MARGIN, low + share * (high - low)))
-        result.append(Aim({**budgets, axis: limit}, "search"))
-    for axis, share in _shares(list(budgets), relaxed):
-        high = pricing.reference[axis]
-        if budgets[axis] < high:
-            part = (share + 0.5) / 1.5  # the budget itself is covered by the points within
-            result.append(Aim({**budgets, axis: budgets[axis] + part * (high - budgets[axis])}, "relaxed"))
+        for share in np.linspace(0, 1, number) if number > 1 else [1.0]:
+            limit = min(high, max(low * _MARGIN, low + share * (high - low)))
+            result.append(Aim({**budgets, axis: limit}, "search"))
+    for axis, number in _deal(list(budgets), relaxed).items():
+        low, high = budgets[axis], pricing.reference[axis]
+        for share in np.arange(1, number + 1) / number if low < high else []:
+            result.append(Aim({**budgets, axis: low + share * (high - low)}, "relaxed"))
     return result
 
 
-def _shares(axes: Sequence[str], count: int) -> list[tuple[str, float]]:
-    """Returns (axis, share in [0, 1]) pairs: ``count`` points dealt to the axes, evenly spread on each."""
-    if not axes:
-        return []
-    dealt = [axes[i % len(axes)] for i in range(count)]
-    result = []
-    for axis in axes:
-        number = dealt.count(axis)
-        result += [(axis, (i + 1) / number if number > 1 else 1.0) for i in range(-1 if number > 1 else 0, number)][-number:]
-    return result
+def _deal(axes: Sequence[str], count: int) -> dict[str, int]:
+    """Returns how many of ``count`` points each axis gets, dealt in turn."""
+    return {axis: len(range(i, count, len(axes))) for i, axis in enumerate(axes)}
 
 
 def _highest(pricing: Pricing, axis: str, low: float) -> float:

@@ -1,0 +1,166 @@
+"""Which points form the front, and which of them is best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddq_search.cost import COSTS, FLASH, LATENCY, PEAK_RAM
+from ddq_search.errors import PolicyError
+from ddq_search.feasibility import operation_costs
+from ddq_search.graph import operations
+from ddq_search.pareto import non_dominated
+from ddq_search.policy import Policy
+from ddq_search.supernet import Supernet
+from ddq_search.task import Measure
+
+if TYPE_CHECKING:
+    from ddq_search.search import Problem
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fine-tuned policy and its validation figures."""
+
+    policy: Policy
+    net: Supernet
+    validation: Measure
+
+
+@dataclass(frozen=True)
+class Point:
+    """A judged policy: price, figures, and whether it is on the front."""
+
+    policy: Policy
+    net: Supernet | None
+    validation: Measure
+    price: Mapping[str, float]
+    within_budgets: bool
+    on_front: bool
+    test: Measure | None = None
+
+
+@dataclass(frozen=True)
+class Front:
+    """The result of a search.
+
+    Attributes:
+        problem: what was searched.
+        points: all judged policies, searched ones first.
+        best: name of the policy with the best validation score within every budget, ties by latency.
+        float_validation: figures of the float baseline of equal total epochs.
+        float_test: likewise, on the test split.
+    """
+
+    problem: Problem
+    points: tuple[Point, ...]
+    best: str
+    float_validation: Measure
+    float_test: Measure | None = None
+
+    def point(self, name: str) -> Point:
+        """Returns a point by name, or the best one for ``best``."""
+        wanted = self.best if name == "best" else name
+        for point in self.points:
+            if point.policy.name == wanted:
+                return point
+        raise PolicyError(f"no policy {name!r} in this run; it has {', '.join(p.policy.name for p in self.points)}")
+
+    def document(self) -> dict[str, Any]:
+        """Returns what front.json holds."""
+        problem = self.problem
+        training = problem.config.training
+        epochs = training.float_epochs + training.joint_epochs + training.finetune_epochs
+        return {
+            "format": "ddq-search front",
+            "version": 1,
+            "model": problem.config.model.name,
+            "data": problem.source.name,
+            "seed": problem.config.seed,
+            "method": "ddq",
+            "task": {
+                "metric": problem.task.metric,
+                "direction": problem.task.direction,
+                "unit": problem.task.unit,
+                "loss": getattr(problem.task, "loss_name", "loss"),
+            },
+            "device": device_facts(problem),
+            "budgets": dict(problem.budgets),
+            "reference": dict(problem.pricing.reference),
+            "float": {**_figures("val", self.float_validation), **_figures("test", self.float_test), "epochs": epochs},
+            "best": self.best,
+            "points": [self._entry(point) for point in self.points],
+        }
+
+    def _entry(self, point: Point) -> dict[str, Any]:
+        tables = self.problem.pricing.tables
+        by_cost = {cost: operation_costs(tables, cost, point.policy.bits) for cost in (LATENCY, FLASH)}
+        names = [op.name for op in operations(self.problem.graph)]
+        live = tables.step_sums(tables.one_hot(point.policy.bits)).tolist()
+        return {
+            "name": point.policy.name,
+            "origin": point.policy.origin,
+            "within_budgets": point.within_budgets,
+            "on_front": point.on_front,
+            **_figures("val", point.validation),
+            **_figures("test", point.test),
+            LATENCY: point.price[LATENCY],
+            FLASH: point.price[FLASH],
+            PEAK_RAM: point.price[PEAK_RAM],
+            "arena_bytes": point.price[PEAK_RAM],
+            **point.policy.by_role(),
+            "operations": [{"name": n, **{cost: by_cost[cost].get(n, 0.0) for cost in by_cost}} for n in names],
+            "live_bytes": [
+                {"step": i, "operation": names[i] if len(live) == len(names) else str(i), "bytes": value}
+                for i, value in enumerate(live)
+            ],
+        }
+
+
+def judge(problem: Problem, candidates: list[Candidate], float_validation: Measure) -> Front:
+    """Prices every candidate, marks the front and names the best.
+
+    The front: policies from the search within every budget, non-dominated in (validation loss, each budgeted cost;
+    latency and flash when nothing is budgeted).
+    """
+    points = [_point(problem, candidate) for candidate in candidates]
+    axes = list(problem.budgets) or [LATENCY, FLASH]
+    inside = [i for i, p in enumerate(points) if p.within_budgets and p.policy.origin == "search"]
+    if inside:
+        rows = np.array([[points[i].validation.loss, *(points[i].price[axis] for axis in axes)] for i in inside])
+        for i, keep in zip(inside, non_dominated(rows), strict=True):
+            points[i] = replace(points[i], on_front=bool(keep))
+    sign = 1 if problem.task.direction == "max" else -1
+    allowed = [p for p in points if p.within_budgets]
+    best = max(allowed, key=lambda p: (sign * p.validation.score, -p.price[LATENCY]))
+    return Front(problem, tuple(points), best.policy.name, float_validation)
+
+
+def _point(problem: Problem, candidate: Candidate) -> Point:
+    price = problem.pricing.price(candidate.policy.bits)
+    within = all(price[cost] <= limit for cost, limit in problem.budgets.items())
+    facts = {
+        "device": problem.device.name,
+        **{cost: price[cost] for cost in COSTS if cost in price},
+        **_figures("val", candidate.validation),
+        "within_budgets": within,
+    }
+    policy = replace(candidate.policy, facts=facts)
+    return Point(policy, candidate.net, candidate.validation, price, within, False)
+
+
+def device_facts(problem: Problem) -> dict[str, Any]:
+    """Returns what front.json says about the device."""
+    device = problem.device
+    named = {key: getattr(device, key, None) for key in ("core", "runtime", "clock_hz")}
+    return {"name": device.name, **named, "arithmetic": device.arithmetic, "calibration": device.calibration}
+
+
+def _figures(prefix: str, values: Measure | None) -> dict[str, float | None]:
+    return {
+        f"{prefix}_loss": values.loss if values else None,
+        f"{prefix}_score": values.score if values else None,
+    }

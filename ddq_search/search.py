@@ -1,0 +1,351 @@
+"""The search: float training, one joint training for all points of the front, projection, fine-tuning, judgement.
+
+1. *float*: the model is trained in float32; it is the teacher and the starting point.
+2. *joint*: weights, quantizer steps and gates are optimised together. Every point of the front has a gate set with
+   budgets of its own; the sets take turns, so one supernet serves all of them.
+3. *projection*: each gate set becomes the most probable policy that keeps its budgets.
+4. *fine-tuning*: each policy, and the uniform ones it is compared with, gets the same short training from the
+   supernet's weights; batch-norm statistics are re-estimated.
+5. *judgement*: validation figures come from integer codes only (`ddq_search.evaluation`). The float baseline gets
+   the same total epochs. The test split is read once, after everything is chosen.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddq_search import front as fronts
+from ddq_search.budget import LABELS, show
+from ddq_search.config import RunConfig
+from ddq_search.cost import CostModel, CostTables
+from ddq_search.errors import BudgetError
+from ddq_search.evaluation import IntegerEvaluator
+from ddq_search.feasibility import Pricing, require_feasible
+from ddq_search.graph import ModelGraph, to_json, write_graphml
+from ddq_search.integer.lowering import lower
+from ddq_search.judgement import Candidate, Front, judge
+from ddq_search.lagrangian import AugmentedLagrangian
+from ddq_search.policy import Policy, uniform
+from ddq_search.record import RunDirectory, environment
+from ddq_search.space import Rule, SearchSpace, build_space
+from ddq_search.supernet import Supernet
+from ddq_search.task import Classification, DataSource, Measure, Split, Task, measure
+from ddq_search.trace import trace
+from ddq_search.training import Phase, Progress, Silent, cosine, run_phase, to_layout
+
+_EVALUATION_BATCH = 250
+_STATISTICS_EPOCH = 900_000
+"""Epoch key of the batches on which ranges and batch-norm statistics are estimated."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that is known before training: model, data, device, space, prices and budgets."""
+
+    config: RunConfig
+    model: nn.Module
+    source: DataSource
+    graph: ModelGraph
+    space: SearchSpace
+    pricing: Pricing
+    budgets: Mapping[str, float]
+    task: Task
+
+    @property
+    def device(self) -> CostModel:
+        """The cost model of the target."""
+        return self.pricing.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies configuration, model, data and prices: what a checkpoint must belong to."""
+        prices = repr(sorted(self.pricing.reference.items()))
+        return self.config.fingerprint(to_json(self.graph), self.source.fingerprint, prices)
+
+    def supernet(self, sets: int = 1) -> Supernet:
+        """Returns a fresh supernet of the model."""
+        return Supernet(
+            self.model, self.graph, self.space, sets=sets, input_grid=self.source.input_grid,
+            gradient_share=self.config.search.gradient_share,
+        )  # fmt: skip
+
+
+def pose(
+    model: nn.Module, source: DataSource, device: CostModel, config: RunConfig, task: Task | None = None
+) -> Problem:
+    """Traces and prices the model and resolves the budgets.
+
+    Raises:
+        GraphError, SpaceError, CostError: the model, the candidates or the device do not fit together.
+        BudgetError: no policy meets the budgets.
+    """
+    graph = trace(model, torch.zeros(2, *source.input_shape))
+    rules = [
+        Rule(pattern, tuple(bits) if isinstance(bits, list) else (bits,)) for pattern, bits in config.space.pins.items()
+    ]
+    space = build_space(
+        graph, device, weight_bits=config.space.weight_bits, activation_bits=config.space.activation_bits, rules=rules
+    )
+    pricing = Pricing.build(graph, device, CostTables(space, device.factors(graph, space)))
+    budgets = {wish.cost: wish.resolve(pricing.reference) for wish in config.budgets.wishes()}
+    require_feasible(pricing, budgets)
+    return Problem(config, model, source, graph, space, pricing, budgets, task or Classification())
+
+
+def search(problem: Problem, record: RunDirectory, progress: Progress | None = None) -> Front:
+    """Runs or resumes a search to its end and writes its results into the run directory.
+
+    Raises:
+        RunError: training diverged, or a checkpoint or file cannot be used.
+    """
+    progress = progress or Silent()
+    _begin(problem, record, progress)
+    run = _Run(problem, record, progress)
+    teacher = run.train_float()
+    policies, supernet = run.train_jointly(teacher)
+    candidates = [run.finetune(policy, supernet, teacher) for policy in policies]
+    baseline, reference = run.train_baseline(teacher)
+    front = judge(problem, candidates, reference)
+    tested = run.test(front, baseline)
+    record.write_json("front.json", tested.document())
+    for point in tested.points:
+        record.write_text(f"policies/{point.policy.name}.json", point.policy.to_json())
+    return tested
+
+
+def _begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
+    record.fingerprint = problem.fingerprint
+    record.write_text("config.toml", problem.config.to_toml())
+    record.write_json("environment.json", environment())
+    record.write_text("graph.json", to_json(problem.graph))
+    write_graphml(problem.graph, record.path / "graph.graphml")
+    variables = [
+        {"name": v.name, "role": v.role, "candidates": v.candidates, "members": v.members} for v in problem.space.variables
+    ]
+    record.write_json("space.json", {"variables": variables, "unused_rules": problem.space.unused_rules})
+    for pattern in problem.space.unused_rules:
+        progress.note(f"pin {pattern!r} matched nothing")
+    for cost, limit in problem.budgets.items():
+        progress.note(f"budget: {LABELS[cost]} ≤ {show(cost, limit, problem.pricing.reference)}")
+    progress.note(f"latency of {problem.device.name} is {problem.device.calibration}")
+
+
+class _Run:
+    """The phases of one search; each can be resumed."""
+
+    def __init__(self, problem: Problem, record: RunDirectory, progress: Progress) -> None:
+        self.problem, self.record, self.progress = problem, record, progress
+        self.settings = problem.config.training
+        self.task, self.source = problem.task, problem.source
+
+    def _train(self, phase: Phase) -> None:
+        run_phase(
+            phase, self.source, self.record, seed=self.problem.config.seed, batch_size=self.settings.batch_size,
+            layout=self.settings.memory_layout, progress=self.progress,
+        )  # fmt: skip
+
+    # -- float ------------------------------------------------------------------------------------------------
+
+    def train_float(self) -> Supernet:
+        """Trains the float model; returns it as a supernet with its quantizers switched off."""
+        torch.manual_seed(self.problem.config.seed)
+        net = self._in_layout(self.problem.supernet())
+        net.set_float()
+        rate = self.settings.float_rate
+        self._train(self._weights_phase("float", net, self.settings.float_epochs, rate, None))
+        return net
+
+    def train_baseline(self, teacher: Supernet) -> tuple[Supernet, Measure]:
+        """Gives the float model the epochs that a searched policy got on top; returns it with its validation figures."""
+        settings = self.settings
+        net = copy.deepcopy(teacher)
+        joint, tune = settings.joint_epochs, settings.finetune_epochs
+        phase = self._weights_phase("baseline", net, joint + tune, settings.joint_rate, teacher)
+        share = joint / (joint + tune)
+        low = settings.finetune_rate / settings.joint_rate
+        phase.schedule = lambda f: cosine(f / share) if f < share else low * cosine((f - share) / (1 - share))
+        self._train(phase)
+        return net, self._measure_float(net, "validation")
+
+    def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
+        def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+            value = self._task_loss(net(x), x, y, teacher)
+            return value, {"loss": f"{float(value):.3f}"}
+
+        return Phase(name, name, net, [(self._weight_optimizer(net), rate)], loss, epochs, cosine)
+
+    def _task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
+        weight = self.settings.distillation
+        loss = self.task.loss(output, y)
+        if teacher is None or weight == 0:
+            return loss
+        teacher.eval()
+        with torch.no_grad():
+            reference = teacher(x)
+        return (1 - weight) * loss + weight * self.task.distance(output, reference)
+
+    def _weight_optimizer(self, net: Supernet) -> torch.optim.Optimizer:
+        decayed = [p for p in net.model.parameters() if p.ndim > 1]
+        free = [p for p in net.model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": self.settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+
+    def _in_layout(self, net: Supernet) -> Supernet:
+        if self.settings.memory_layout == "channels_last":
+            net.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net
+
+    # -- joint ------------------------------------------------------------------------------------------------
+
+    def train_jointly(self, teacher: Supernet) -> tuple[list[Policy], Supernet]:
+        """Searches all points at once; returns the policies to fine-tune and the supernet they start from."""
+        config = self.problem.config.search
+        aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
+        net = self._in_layout(self.problem.supernet(sets=len(aims)))
+        net.load_state_dict({k: v for k, v in teacher.state_dict().items() if k.startswith("model.")}, strict=False)
+        net.calibrate(self._inputs(self.settings.calibration_batches))
+        lagrangian = AugmentedLagrangian(
+            [aim.limits for aim in aims], penalty=config.penalty, rate=config.multiplier_rate
+        )
+        self._train(self._joint_phase(net, teacher, lagrangian))
+        with torch.no_grad():
+            probabilities = [net.gates.probabilities(net.gates.cumulative(s)).numpy() for s in range(len(aims))]
+        policies = fronts.choose_policies(self.problem.pricing, aims, probabilities)
+        if not policies:
+            raise BudgetError("the search found no policy within its budgets; this is a defect, please report it")
+        taken = [dict(policy.bits) for policy in policies]
+        for weight_bits, activation_bits in config.uniform:
+            bits = uniform(self.problem.space, weight_bits, activation_bits)
+            if bits not in taken:
+                taken.append(bits)
+                policies.append(Policy(f"w{weight_bits}a{activation_bits}", bits, "uniform"))
+        return policies, net
+
+    def _joint_phase(self, net: Supernet, teacher: Supernet, lagrangian: AugmentedLagrangian) -> Phase:
+        settings, sets = self.settings, net.gates.sets
+        tables, variables = self.problem.pricing.tables, len(self.problem.space.variables)
+        seed = self.problem.config.seed
+        last: dict[str, Any] = {"expected": {}}
+
+        def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+            index = number % sets
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            probabilities = net.sample(index, torch.rand(variables, generator=generator))
+            value = self._task_loss(net(x), x, y, teacher)
+            expected = tables.expected(probabilities)
+            last["expected"] = expected
+            shown = {
+                LABELS[cost]: f"{100 * float(expected[cost]) / limit:.0f}%" for cost, limit in lagrangian.targets[index].items()
+            }
+            return value + lagrangian.term(index, expected), {"loss": f"{float(value):.3f}", "set": str(index), **shown}
+
+        def after_step(number: int) -> None:
+            net.gates.project()
+            lagrangian.update(number % sets, last["expected"])
+
+        def after_epoch(epoch: int) -> Mapping[str, Any]:
+            return _gate_facts(net, lagrangian, tables)
+
+        steps = settings.joint_epochs * self.source.train_batches(settings.batch_size) / sets
+        gate_rate = settings.gate_rate or min(0.1, max(0.01, 6 / max(steps, 1)))
+        optimizers = [
+            (self._weight_optimizer(net), settings.joint_rate),
+            (torch.optim.Adam(net.quantizers.parameters()), settings.step_rate),
+            (torch.optim.Adam(net.gates.parameters(), betas=(0.9, 0.99)), gate_rate),
+        ]
+        return Phase(
+            "joint", "joint", net, optimizers, loss, settings.joint_epochs, cosine, after_step, after_epoch,
+            {"multipliers": lagrangian.multipliers},
+        )  # fmt: skip
+
+    # -- fine-tuning --------------------------------------------------------------------------------------------
+
+    def finetune(self, policy: Policy, supernet: Supernet, teacher: Supernet) -> Candidate:
+        """Fine-tunes one policy from the supernet's weights; returns it with its validation figures."""
+        name = f"policy-{policy.name}"
+        net = self._in_layout(self.problem.supernet())
+        finished = self.record.load_checkpoint(name)
+        if finished is not None:
+            net.load_state_dict(finished[0])
+            return Candidate(policy, net, Measure(finished[1]["loss"], finished[1]["score"]))
+        own = {k: v for k, v in supernet.state_dict().items() if not k.startswith("gates.")}
+        net.load_state_dict(own, strict=False)
+        net.set_policy(policy.bits)
+        norm_batches = self.settings.norm_batches
+        net.reestimate_norms(self._inputs(norm_batches))
+        phase = self._weights_phase(f"tuning-{policy.name}", net, self.settings.finetune_epochs, self.settings.finetune_rate, teacher)
+        steps = torch.optim.Adam(net.quantizers.parameters())
+        phase.kind, phase.point = "finetune", policy.name
+        phase.optimizers.append((steps, self.settings.step_rate / 3))
+        self._train(phase)
+        net.reestimate_norms(self._inputs(norm_batches))
+        result = self.measure(net, policy, "validation")
+        self.record.save_checkpoint(name, net.state_dict(), {"loss": result.loss, "score": result.score})
+        self.record.remove_checkpoint(phase.name)
+        unit = self.task.unit
+        self.progress.note(f"{policy.name}: validation loss {result.loss:.4f}, {self.task.metric} {result.score:.2f} {unit}")
+        return Candidate(policy, net, result)
+
+    # -- judging ------------------------------------------------------------------------------------------------
+
+    def measure(self, net: Supernet, policy: Policy, split: Split) -> Measure:
+        """Returns loss and metric of a policy, computed on integer codes."""
+        evaluator = evaluator_of(self.problem, net, policy)
+        batches = self.source.plain(split, _EVALUATION_BATCH)
+        return measure(self.task, ((evaluator.scores(x), y) for x, y in batches))
+
+    def _measure_float(self, net: Supernet, split: Split) -> Measure:
+        net.eval()
+        with torch.no_grad():
+            batches = to_layout(self.source.plain(split, _EVALUATION_BATCH), self.settings.memory_layout)
+            return measure(self.task, [(net(x), y) for x, y in batches])
+
+    def test(self, front: Front, baseline: Supernet) -> Front:
+        """Reads the test split, once, for the float baseline and every point."""
+        points = [
+            replace(point, test=self.measure(point.net, point.policy, "test")) if point.net is not None else point
+            for point in front.points
+        ]
+        return replace(front, points=tuple(points), float_test=self._measure_float(baseline, "test"))
+
+    def _inputs(self, count: int) -> Iterator[Tensor]:
+        """The same few training batches for every calibration and re-estimation."""
+        batches = self.source.train(
+            seed=self.problem.config.seed, epoch=_STATISTICS_EPOCH, batch_size=self.settings.batch_size
+        )
+        return (x for x, _ in to_layout(itertools.islice(batches, count), self.settings.memory_layout))
+
+
+def evaluator_of(problem: Problem, net: Supernet, policy: Policy) -> IntegerEvaluator:
+    """Returns the evaluation mode of a trained supernet at a policy."""
+    return IntegerEvaluator(lower(net.discretize(policy.bits), problem.device.arithmetic))
+
+
+def _gate_facts(net: Supernet, lagrangian: AugmentedLagrangian, tables: CostTables) -> dict[str, Any]:
+    """What the history keeps of the gates after an epoch: the tightest set's probabilities, and every set's costs."""
+    with torch.no_grad():
+        expected, gates = [], {}
+        for index in range(net.gates.sets):
+            probabilities = net.gates.probabilities(net.gates.cumulative(index))
+            expected.append({cost: float(value) for cost, value in tables.expected(probabilities).items()})
+            if index == 0:
+                for row, variable in zip(probabilities.tolist(), net.space.variables, strict=True):
+                    if len(variable.candidates) > 1:
+                        gates[variable.name] = [round(p, 4) for p in row[: len(variable.candidates)]]
+    return {
+        "expected": expected[0],
+        "target": dict(lagrangian.targets[0]),
+        "expected_by_set": expected,
+        "targets_by_set": [dict(target) for target in lagrangian.targets],
+        "gates": gates,
+        "set": 0,
+    }
+
+
