@@ -23,7 +23,18 @@ from torch import Tensor
 
 from ddq_search.errors import VerificationError
 from ddq_search.integer.program import (
-    Add, AveragePool, FixedPoint, Input, IntegerProgram, Lookup, MaxPool, Mean, Move, Multiply, Step, Weighted,
+    Add,
+    AveragePool,
+    FixedPoint,
+    Input,
+    IntegerProgram,
+    Lookup,
+    MaxPool,
+    Mean,
+    Move,
+    Multiply,
+    Step,
+    Weighted,
     accumulator_bound,
 )  # fmt: skip
 from ddq_search.precision import activation_code_range
@@ -117,7 +128,8 @@ class IntegerEvaluator:
         waiting = Counter(self._uses)
         with _exact_floats(self.device):
             for step in self.program.steps:
-                values[step.name] = codes if isinstance(step, Input) else self._step(step, [values[n] for n in step.inputs])
+                x = [values[name] for name in step.inputs]
+                values[step.name] = codes if isinstance(step, Input) else self._step(step, x)
                 for name in step.inputs:
                     waiting[name] -= 1
                     if not keep and waiting[name] == 0:
@@ -130,7 +142,8 @@ class IntegerEvaluator:
         if isinstance(step, Weighted):
             bias, multiplier, shift = self._channels[step.name]
             acc = self._products(step, x[0], zero_points[0]).to(torch.int64).add_(bias)
-            return _clamped(_requantized(acc, multiplier, shift, step.rounding), output.grid.zero_point, step.low, step.high)
+            scaled = _requantized(acc, multiplier, shift, step.rounding)
+            return _clamped(scaled, output.grid.zero_point, step.low, step.high)
         if isinstance(step, Add):
             total = sum(
                 (

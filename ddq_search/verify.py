@@ -142,12 +142,18 @@ class VerificationReport:
             if c.differing
         ]
         if not self.same_program:
-            lines.append(f"{CONSTANTS_FILE} and {STRUCTURE_FILE} hold another program than this network's; export again")
+            lines.append(
+                f"{CONSTANTS_FILE} and {STRUCTURE_FILE} hold another program than this network's; export again"
+            )
         if not self.flash_as_priced:
-            lines.append(f"{CONSTANTS_FILE} has {self.file_bytes[CONSTANTS_FILE]} bytes, priced {self.priced_flash_bytes}")
+            lines.append(
+                f"{CONSTANTS_FILE} has {self.file_bytes[CONSTANTS_FILE]} bytes, priced {self.priced_flash_bytes}"
+            )
         for name, c in (self.onnx.operators if self.onnx else {}).items():
             if not c.within_onnx_bar:
-                lines.append(f"{ONNX_FILE}, {name!r}: {c.differing} of {c.codes} codes differ, by up to {c.largest_delta}")
+                lines.append(
+                    f"{ONNX_FILE}, {name!r}: {c.differing} of {c.codes} codes differ, by up to {c.largest_delta}"
+                )
         return lines
 
     def to_json(self) -> str:

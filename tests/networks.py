@@ -114,9 +114,7 @@ class Shuffle(nn.Module):
         return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-MODELS: dict[str, type[nn.Module]] = {
-    cls.__name__: cls for cls in (Residual, Mobile, SqueezeExcite, Fire, Shuffle)
-}
+MODELS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (Residual, Mobile, SqueezeExcite, Fire, Shuffle)}
 
 
 def sample_images(count: int, size: int = 9, seed: int = 0) -> Tensor:

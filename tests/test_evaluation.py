@@ -62,7 +62,9 @@ def test_wide_layers_leave_float32():
     fc.bias[0] = 2**24
     assert "fc" not in IntegerEvaluator(program).float32_layers
     codes = quantize_input(sample_images(2).numpy(), program.input.grid)
-    np.testing.assert_array_equal(IntegerEvaluator(program).run(codes)["fc"].numpy(), executor.run(program, codes)["fc"])
+    np.testing.assert_array_equal(
+        IntegerEvaluator(program).run(codes)["fc"].numpy(), executor.run(program, codes)["fc"]
+    )
 
 
 def test_images_and_their_codes_give_the_same_scores():

@@ -27,7 +27,18 @@ from ddq_search.arithmetic import Arithmetic
 from ddq_search.errors import ExportError
 from ddq_search.integer.lowering import FUNCTIONS
 from ddq_search.integer.program import (
-    Add, AveragePool, Input, IntegerProgram, Lookup, MaxPool, Mean, Move, Multiply, Step, Weighted, check,
+    Add,
+    AveragePool,
+    Input,
+    IntegerProgram,
+    Lookup,
+    MaxPool,
+    Mean,
+    Move,
+    Multiply,
+    Step,
+    Weighted,
+    check,
 )  # fmt: skip
 from ddq_search.integer.serialize import write_whole
 from ddq_search.precision import ActivationGrid, activation_code_range
@@ -158,9 +169,7 @@ class _Writer:
             self._quantize(name, "input", low, high)
         elif isinstance(step, Lookup) and self._near_a_tie(step):
             table = self._constant(f"{name}/table", step.table, np.uint8)
-            index = self._node(
-                "Cast", [step.inputs[0] + CODES], f"{name}/index", to=int(self.onnx.TensorProto.INT32)
-            )
+            index = self._node("Cast", [step.inputs[0] + CODES], f"{name}/index", to=int(self.onnx.TensorProto.INT32))
             self._node("Gather", [table, index], name + CODES, name, axis=0)
         elif isinstance(step, Move) and step.kind == "output":
             self._node("Identity", [step.inputs[0] + CODES], name + CODES, name)
@@ -222,7 +231,7 @@ class _Writer:
         )  # fmt: skip
 
     def _window(self, step: MaxPool | AveragePool, *, padded: bool = False) -> dict[str, Any]:
-        """Window attributes whose explicit padding gives the program's output shape (ceil mode has several readings)."""
+        """Window attributes whose padding gives the program's output shape (ceil mode has several readings)."""
         top, bottom, left, right = (0, 0, 0, 0) if padded else step.padding
         sizes = self.program.tensors[step.inputs[0]].shape[1:]
         more = [

@@ -14,7 +14,19 @@ from numpy.typing import NDArray
 
 from ddq_search.errors import VerificationError
 from ddq_search.integer.program import (
-    Add, AveragePool, FixedPoint, Input, IntegerProgram, Lookup, MaxPool, Mean, Move, Multiply, Rounding, Step, Tensor,
+    Add,
+    AveragePool,
+    FixedPoint,
+    Input,
+    IntegerProgram,
+    Lookup,
+    MaxPool,
+    Mean,
+    Move,
+    Multiply,
+    Rounding,
+    Step,
+    Tensor,
     Weighted,
 )  # fmt: skip
 from ddq_search.precision import activation_code_range
@@ -71,7 +83,8 @@ def _run_chunk(program: IntegerProgram, codes: Integers) -> dict[str, NDArray[np
             result = codes
         else:
             sources = [program.tensors[name] for name in step.inputs]
-            result = _execute(step, program.tensors[step.name], sources, [values[n].astype(np.int64) for n in step.inputs])
+            x = [values[name].astype(np.int64) for name in step.inputs]
+            result = _execute(step, program.tensors[step.name], sources, x)
         values[step.name] = result.astype(np.uint8)
     return values
 
@@ -80,7 +93,7 @@ def _execute(step: Step, output: Tensor, sources: list[Tensor], x: list[Integers
     zero_points = [source.grid.zero_point for source in sources]
     if isinstance(step, Weighted):
         centred = x[0] - zero_points[0]
-        acc = _convolve(step, centred) if step.kind == "conv2d" else np.einsum("nk,ok->no", centred, step.codes.astype(np.int64))
+        acc = _convolve(step, centred) if step.kind == "conv2d" else _matrix_product(step, centred)
         per_channel = (-1, 1, 1) if step.kind == "conv2d" else (-1,)
         acc = _int32(step.name, acc + step.bias.astype(np.int64).reshape(per_channel))
         y = requantize(acc, step.multiplier.reshape(per_channel), step.shift.reshape(per_channel), step.rounding)
@@ -100,7 +113,7 @@ def _execute(step: Step, output: Tensor, sources: list[Tensor], x: list[Integers
         y = np.clip(y + output.grid.zero_point, *activation_code_range(output.grid.bits))
         return y.reshape(len(y), *output.shape)
     if isinstance(step, MaxPool):
-        return _windows(step, _extend(step, x[0], output, outside=-1, overhang=-1), output).max(axis=(4, 5))
+        return np.asarray(_windows(step, _extend(step, x[0], output, outside=-1, overhang=-1), output).max(axis=(4, 5)))
     if isinstance(step, AveragePool):
         return _average(step, x[0], zero_points[0], output)
     if isinstance(step, Lookup):
@@ -124,19 +137,21 @@ def _convolve(step: Weighted, centred: Integers) -> Integers:
     return acc.reshape(samples, rows, out_h, out_w)
 
 
+def _matrix_product(step: Weighted, centred: Integers) -> Integers:
+    return np.asarray(np.einsum("nk,ok->no", centred, step.codes.astype(np.int64)))
+
+
 def _products(weights: Integers, columns: Integers) -> Integers:
     """``[o, k] x [N, k, p] → [N, o, p]``."""
     return np.asarray(np.einsum("ok,nkp->nop", weights, columns))
 
 
 def _extend(step: MaxPool | AveragePool, x: Integers, output: Tensor, *, outside: int, overhang: int) -> Integers:
-    """Surrounds images with ``outside`` where the layer pads, and ``overhang`` where a last window sticks out further."""
+    """Surrounds images with ``outside`` where the layer pads, ``overhang`` where a last window sticks out further."""
     top, bottom, left, right = step.padding
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=outside)
-    more = [
-        max((count - 1) * stride + kernel - size, 0)
-        for count, stride, kernel, size in zip(output.shape[1:], step.stride, step.kernel_size, padded.shape[2:], strict=True)
-    ]
+    windows = zip(output.shape[1:], step.stride, step.kernel_size, padded.shape[2:], strict=True)
+    more = [max((count - 1) * stride + kernel - size, 0) for count, stride, kernel, size in windows]
     return np.pad(padded, ((0, 0), (0, 0), (0, more[0]), (0, more[1])), constant_values=overhang)
 
 
@@ -155,7 +170,7 @@ def _average(step: AveragePool, x: Integers, zero_point: int, output: Tensor) ->
         return (total + count // 2) // count
     signed = total - 128 * count
     magnitude = (np.abs(signed) + count // 2) // count
-    return np.where(signed < 0, -magnitude, magnitude) + 128
+    return np.asarray(np.where(signed < 0, -magnitude, magnitude) + 128)
 
 
 def _scaled(name: str, acc: Integers, factor: FixedPoint, rounding: Rounding) -> Integers:
@@ -174,5 +189,5 @@ def _move(step: Move, output: Tensor, x: list[Integers]) -> Integers:
     if step.kind == "transpose":
         return x[0].transpose(0, *(dim + 1 for dim in step.dims))
     if step.kind == "slice":
-        return x[0].take(range(step.start, step.stop), axis=step.dim + 1)
+        return np.take(x[0], np.arange(step.start, step.stop), axis=step.dim + 1)
     return x[0].reshape(len(x[0]), *output.shape)

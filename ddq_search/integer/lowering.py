@@ -21,8 +21,24 @@ from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import ExportError
 from ddq_search.graph import SAME_GRID, WEIGHTED, Operation, inputs_of, operations
 from ddq_search.integer.program import (
-    INT32_MAX, Add, AveragePool, FixedPoint, Input, IntegerProgram, Lookup, MaxPool, Mean, Move, Multiply, Rounding,
-    Step, Tensor, Weighted, check, reach,
+    INT32_MAX,
+    Add,
+    AveragePool,
+    FixedPoint,
+    Input,
+    IntegerProgram,
+    Lookup,
+    MaxPool,
+    Mean,
+    Move,
+    Multiply,
+    PoolRounding,
+    Rounding,
+    Step,
+    Tensor,
+    Weighted,
+    check,
+    reach,
 )  # fmt: skip
 from ddq_search.precision import ActivationGrid, activation_code_range
 
@@ -58,7 +74,7 @@ def lower(network: DiscreteNetwork, arithmetic: Arithmetic) -> IntegerProgram:
             raise ExportError(f"{op.name!r} has no activation grid")
         sources = inputs_of(network.graph, op.name)
         if op.kind in SAME_GRID and any(network.grids[source] != network.grids[op.name] for source in sources):
-            raise ExportError(f"{op.kind} {op.name!r} needs one grid for its inputs and its output; tie their quantizers")
+            raise ExportError(f"{op.kind} {op.name!r} needs one grid for inputs and output; tie their quantizers")
         tensors[op.name] = Tensor(op.name, op.output_shape, _stored_grid(op.name, network.grids[op.name]))
         steps.append(_step(op, tuple(sources), network, tensors, arithmetic))
     program = IntegerProgram(arithmetic, tensors, tuple(steps), dict(network.policy))
@@ -79,7 +95,8 @@ def quantize_input(images: NDArray[np.floating], grid: ActivationGrid) -> NDArra
 
 def dequantize(codes: NDArray[np.integer], grid: ActivationGrid) -> NDArray[np.float32]:
     """Returns the real values ``[N, ...]`` that codes stand for."""
-    return ((codes.astype(np.int64) - grid.zero_point) * grid.scale).astype(np.float32)
+    real: NDArray[np.float32] = ((codes.astype(np.int64) - grid.zero_point) * grid.scale).astype(np.float32)
+    return real
 
 
 def round_half_away(value: float) -> int:
@@ -104,8 +121,9 @@ def activation_table(function: str, source: ActivationGrid, output: ActivationGr
 
 
 def _step(
-    op: Operation, sources: tuple[str, ...], network: DiscreteNetwork, tensors: dict[str, Tensor], arithmetic: Arithmetic
-) -> Step:
+    op: Operation, sources: tuple[str, ...], network: DiscreteNetwork, tensors: dict[str, Tensor],
+    arithmetic: Arithmetic,
+) -> Step:  # fmt: skip
     grids = [tensors[source].grid for source in sources]
     output = tensors[op.name].grid
     facts = op.attributes
@@ -131,8 +149,8 @@ def _step(
         window = (tuple(facts["kernel_size"]), tuple(facts["stride"]), tuple(facts["padding"]))
         if op.kind == "max_pool2d":
             return MaxPool(op.name, sources, *window)
-        rounding = "half_away" if arithmetic == "tflite" else "half_up"
-        return AveragePool(op.name, sources, *window, bool(facts["count_include_pad"]), rounding)
+        ties: PoolRounding = "half_away" if arithmetic == "tflite" else "half_up"
+        return AveragePool(op.name, sources, *window, bool(facts["count_include_pad"]), ties)
     moved = {key: facts[key] for key in ("dim", "start", "stop") if key in facts}
     return Move(op.name, sources, op.kind, dims=tuple(facts.get("dims", ())), **moved)
 
@@ -143,14 +161,17 @@ def _weighted(
 ) -> Weighted:  # fmt: skip
     rows = layer.codes.shape[0]
     low, high = _clamp(op, output)
-    codes = (layer.codes * np.sign(layer.gain).astype(np.int32).reshape(-1, *[1] * (layer.codes.ndim - 1))).astype(np.int8)
+    signs = np.sign(layer.gain).astype(np.int32).reshape(-1, *[1] * (layer.codes.ndim - 1))
+    codes = (layer.codes * signs).astype(np.int8)
     scale = (np.abs(layer.gain) * layer.scale).astype(np.float32)
     bias = np.zeros(rows, np.int32)
     factors: list[FixedPoint] = []
     for c in range(rows):
         offset = float(layer.offset[c])
         if not (math.isfinite(offset) and math.isfinite(float(scale[c]))):
-            raise ExportError(f"layer {op.name!r}, channel {c}: normalisation is not finite; re-estimate its statistics")
+            raise ExportError(
+                f"layer {op.name!r}, channel {c}: its scale or offset is not finite; re-estimate BatchNorm"
+            )
         if _is_constant(op.name, c, codes[c], float(scale[c]), offset, source, output):
             level = round_half_away(min(max(offset / output.scale, -1e6), 1e6))
             codes[c], scale[c] = 0, output.scale / source.scale

@@ -21,10 +21,30 @@ from numpy.typing import NDArray
 
 from ddq_search.errors import DDQError, ExportError, VerificationError
 from ddq_search.integer.program import (
-    Add, AveragePool, FixedPoint, Input, IntegerProgram, Lookup, MaxPool, Mean, Move, Multiply, Step, Tensor, Weighted,
+    Add,
+    AveragePool,
+    FixedPoint,
+    Input,
+    IntegerProgram,
+    Lookup,
+    MaxPool,
+    Mean,
+    Move,
+    Multiply,
+    Step,
+    Tensor,
+    Weighted,
     check,
 )  # fmt: skip
-from ddq_search.packing import BIAS_BYTES, MULTIPLIER_BYTES, SHIFT_BYTES, TABLE_BYTES, pack_rows, unpack_rows, weight_bytes
+from ddq_search.packing import (
+    BIAS_BYTES,
+    MULTIPLIER_BYTES,
+    SHIFT_BYTES,
+    TABLE_BYTES,
+    pack_rows,
+    unpack_rows,
+    weight_bytes,
+)  # fmt: skip
 from ddq_search.precision import ActivationGrid
 
 FORMAT, VERSION = "ddq-search integer program", 1
@@ -122,7 +142,7 @@ def decode(structure: Any, constants: bytes, *, source: str = STRUCTURE_FILE) ->
         raise VerificationError(f"{source} has version {structure.get('version')!r}; this release reads {VERSION}")
     stated = structure.get("sha256")
     if stated != _digest({key: value for key, value in structure.items() if key != "sha256"}):
-        raise VerificationError(f"{source} was edited after export: its checksum does not match; export the policy again")
+        raise VerificationError(f"{source} was edited after export: its checksum does not match; export again")
     try:
         _check_constants(structure["constants"], constants)
         program = IntegerProgram(
@@ -138,9 +158,9 @@ def decode(structure: Any, constants: bytes, *, source: str = STRUCTURE_FILE) ->
     except DDQError as error:
         raise VerificationError(f"{source}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise VerificationError(f"{source} is damaged: {type(error).__name__} {error}; export the policy again") from error
+        raise VerificationError(f"{source} is damaged: {type(error).__name__} {error}; export again") from error
     if not whole:
-        raise VerificationError(f"{source} and {CONSTANTS_FILE} hold more or other bytes than the program; export again")
+        raise VerificationError(f"{source} and {CONSTANTS_FILE} hold more than the program; export again")
     return program
 
 
@@ -161,7 +181,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def _check_constants(stated: Mapping[str, Any], constants: bytes) -> None:
     if len(constants) != stated["bytes"]:
-        raise VerificationError(f"{CONSTANTS_FILE} has {len(constants)} bytes instead of {stated['bytes']}; it was truncated")
+        raise VerificationError(f"{CONSTANTS_FILE} has {len(constants)} bytes instead of {stated['bytes']}: truncated")
     if hashlib.sha256(constants).hexdigest() != stated["sha256"]:
         raise VerificationError(f"{CONSTANTS_FILE} was edited after export: its checksum does not match")
 
