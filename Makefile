@@ -35,5 +35,6 @@ $(STAMP): pyproject.toml
 	  echo "cannot make $(VENV): install Python 3.11 or newer with its venv module, or set PYTHON" >&2; exit 1; }
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(VENV) has $$($(PY) --version), 3.11 or newer is needed: remove it and set PYTHON" >&2; exit 1; }
+	@echo "installing into $(VENV); PyTorch is large, this takes some minutes"
 	$(PY) -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	@touch $(STAMP)

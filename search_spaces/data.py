@@ -195,7 +195,7 @@ def _take(source: Source, positions: np.ndarray) -> ImageSet:
 
 
 def _grid(spec: str, *sets: ImageSet) -> tuple[int, float]:
-    mean, deviation = pixel_statistics(torch.cat([part.images.reshape(-1) for part in sets]))
+    mean, deviation = pixel_statistics(*sets)
     if deviation == 0:
         raise ConfigError(f"data {spec!r}: every pixel has the value {mean:.0f}; nothing can be learned from it")
     return round(mean), 1 / deviation

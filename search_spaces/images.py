@@ -127,9 +127,10 @@ def keep_at_most(positions: Indices, labels: NDArray[np.int64], limit: int, rng:
     return np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]])
 
 
-def pixel_statistics(images: torch.Tensor) -> tuple[float, float]:
+def pixel_statistics(*sets: ImageSet) -> tuple[float, float]:
     """Returns mean and standard deviation over all pixels and channels, exact up to the last rounding."""
-    counts = [int(n) for n in torch.bincount(images.reshape(-1), minlength=256)]
+    histograms = torch.stack([torch.bincount(part.images.reshape(-1), minlength=256) for part in sets])
+    counts = [int(n) for n in histograms.sum(dim=0)]
     total = sum(counts)
     first = sum(value * n for value, n in enumerate(counts))
     second = sum(value * value * n for value, n in enumerate(counts))
