@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -14,7 +15,11 @@ from reports.record import RunRecord
 
 ROLES = ("weights", "activations")
 LABELLED_LAYERS = 40
-"""A heat map with more layers than this leaves the numbers to the hover and the zoom."""
+"""A heat map with more layers than this leaves numbers to the hover and names only some of them."""
+
+TICK_CHARACTERS = 19
+TICK_HEIGHT = 130
+"""Room in pixels under a heat map for its slanted names."""
 
 
 def facts(record: RunRecord) -> pd.DataFrame:
@@ -83,23 +88,39 @@ def heatmap_figure(facts: pd.DataFrame, order: Sequence[str] | None = None) -> g
         for place, bits in enumerate(known)
         for edge in (place * step, (place + 1) * step)
     ]
-    drawing = make_subplots(rows=2, cols=1, subplot_titles=list(ROLES), vertical_spacing=0.24 if len(policies) < 20 else 0.1)
+    rows_height = max(80, min(600, 20 * len(policies)))
+    gap = TICK_HEIGHT / (2 * rows_height + TICK_HEIGHT)
+    drawing = make_subplots(rows=2, cols=1, subplot_titles=list(ROLES), vertical_spacing=gap)
     for row, role in enumerate(ROLES, start=1):
         table = facts[facts["role"] == role].pivot(index="point", columns="name", values="bits")
         table = table.reindex(index=policies, columns=list(dict.fromkeys(facts.loc[facts["role"] == role, "name"])))
-        places = table.map(lambda bits: None if pd.isna(bits) else known.index(int(bits)) if int(bits) in known else None)
+        places = table.map(lambda bits: known.index(int(bits)) if bits in known else None)
         labels = table.map(lambda bits: "" if pd.isna(bits) else str(int(bits)))
         drawing.add_heatmap(
-            z=places.astype(float).to_numpy(), x=[plot_text(name) for name in table.columns],
+            z=places.astype(float).to_numpy(), x=[plot_text(name) for name in table.columns], name=role,
             y=[plot_text(name) for name in policies], text=labels.to_numpy(), zmin=-0.5, zmax=len(known) - 0.5,
-            colorscale=scale, showscale=False, xgap=1, ygap=1, hoverongaps=False, customdata=None,
+            colorscale=scale, showscale=False, xgap=1, ygap=1, hoverongaps=False,
             texttemplate="%{text}" if table.shape[1] <= LABELLED_LAYERS else None,
             hovertemplate="%{y}<br>%{x}: %{text} bit<extra></extra>", row=row, col=1,
         )  # fmt: skip
-    drawing.update_xaxes(type="category", tickangle=-60, tickfont=dict(size=11))
-    drawing.update_yaxes(type="category", tickfont=dict(size=11))
-    drawing = calm(drawing, height=220 + 2 * max(80, min(600, 20 * len(policies))))
-    return drawing.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
+        every = math.ceil(table.shape[1] / LABELLED_LAYERS)
+        drawing.update_xaxes(
+            tickvals=[plot_text(name) for name in table.columns[::every]],
+            ticktext=[plot_text(short(name)) for name in table.columns[::every]], row=row, col=1,
+        )  # fmt: skip
+    drawing.update_xaxes(type="category", tickangle=-50, tickfont={"size": 11})
+    drawing.update_yaxes(type="category", tickfont={"size": 11})
+    drawing = calm(drawing, height=28 + 2 * (rows_height + TICK_HEIGHT)).update_layout(margin_b=TICK_HEIGHT)
+    return drawing.update_xaxes(showgrid=False, automargin=False).update_yaxes(showgrid=False)
+
+
+def short(name: str) -> str:
+    """Returns a name that fits under a column: its end, which tells layers apart.
+
+    >>> short("backbone.features.12.block.conv2"), short("stem")
+    ('…res.12.block.conv2', 'stem')
+    """
+    return name if len(name) <= TICK_CHARACTERS else "…" + name[1 - TICK_CHARACTERS :]
 
 
 def figure(facts: pd.DataFrame) -> go.Figure:
@@ -115,19 +136,17 @@ def figure(facts: pd.DataFrame) -> go.Figure:
         bits = facts[key]
         drawing.add_bar(
             x=[None if pd.isna(b) else b for b in bits], y=names, orientation="h", showlegend=False,
-            marker=dict(color=[bit_color(b) for b in bits]), hovertemplate="%{y}: %{x} bit<extra></extra>",
+            marker={"color": [bit_color(b) for b in bits]}, hovertemplate="%{y}: %{x} bit<extra></extra>",
             texttemplate="%{x}", textposition="inside", insidetextanchor="end", textangle=0, row=1, col=column,
         )  # fmt: skip
         drawing.update_xaxes(range=[0, 8.4], tickvals=[2, 4, 8], row=1, col=column)
-    return _rows(drawing, len(names))
+    return rows(drawing, len(names))
 
 
-def _rows(drawing: go.Figure, count: int) -> go.Figure:
-    drawing.update_yaxes(type="category", autorange="reversed", tickfont=dict(size=11), dtick=1)
+def rows(drawing: go.Figure, count: int) -> go.Figure:
+    """Gives a figure with one row per operation its height and margins, so that such figures line up side by side."""
+    drawing.update_yaxes(type="category", autorange="reversed", tickfont={"size": 11}, dtick=1)
     drawing.update_layout(bargap=0.25)
-    return calm(drawing, height=row_height(count))
-
-
-def row_height(count: int) -> int:
-    """Returns the height in pixels of a figure with one row per operation, so that neighbours line up."""
-    return 90 + 20 * count
+    drawing = calm(drawing, height=84 + 22 * count).update_xaxes(automargin=False)
+    drawing.update_annotations(font_size=12.5)
+    return drawing.update_layout(showlegend=False, margin={"l": 8, "r": 12, "t": 48, "b": 36})

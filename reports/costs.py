@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from reports import bits
-from reports.palette import FLASH, LATENCY, PEAK_RAM, Cost, bit_color, calm, plot_text
+from reports.palette import FLASH, LATENCY, PEAK_RAM, Cost, bit_color, plot_text
 from reports.record import RunRecord
 
 PANELS: tuple[tuple[str, Cost, str], ...] = (
@@ -55,22 +55,19 @@ def figure(facts: pd.DataFrame, reference: pd.DataFrame | None = None, calibrate
         note = " (uncalibrated)" if cost is LATENCY and not calibrated else ""
         drawing.add_bar(
             x=shown(facts[column], cost), y=names, orientation="h", showlegend=False,
-            marker=dict(color=[bit_color(b) for b in facts[role]],
-                        line=dict(color=PEAK_EDGE, width=[2 if peak and column == "live_bytes" else 0
-                                                          for peak in facts["peak"]])),
+            marker={"color": [bit_color(b) for b in facts[role]],
+                        "line": {"color": PEAK_EDGE, "width": [2 if peak and column == "live_bytes" else 0
+                                                          for peak in facts["peak"]]}},
             hovertemplate=f"%{{y}}: %{{x:.4~g}} {cost.unit}{note}<extra></extra>", row=1, col=place,
         )  # fmt: skip
         if other is not None:
             drawing.add_scatter(
-                x=shown(other[column], cost), y=names, mode="markers", name="uniform 8 bit", showlegend=place == 1,
-                marker=dict(symbol="line-ns-open", size=11, color="#5B6068", line=dict(width=2)),
+                x=shown(other[column], cost), y=names, mode="markers", name="uniform 8 bit", showlegend=False,
+                marker={"symbol": "line-ns-open", "size": 11, "color": "#5B6068", "line": {"width": 2}},
                 hovertemplate=f"uniform 8 bit %{{y}}: %{{x:.4~g}} {cost.unit}{note}<extra></extra>", row=1, col=place,
             )  # fmt: skip
     drawing.update_xaxes(rangemode="tozero", nticks=4)
-    drawing.update_yaxes(type="category", autorange="reversed", tickfont=dict(size=11), dtick=1)
-    drawing.update_layout(bargap=0.25)
-    drawing = calm(drawing, height=bits.row_height(len(names)))
-    return drawing.update_layout(legend=dict(orientation="h", y=0, yanchor="top", yref="container", x=0))
+    return bits.rows(drawing, len(names))
 
 
 def shown(values: pd.Series, cost: Cost) -> list[float | None]:

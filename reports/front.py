@@ -92,8 +92,10 @@ def hover(record: RunRecord, point: pd.Series) -> str:
     )
     lines = [
         f"<b>{plot_text(point['name'])}</b> · {kind}" + (" · best" if point["best"] else ""),
-        f"validation {plot_text(record.task['metric'])} {plot_text(score_text(record, point['val_score']))}, "
-        f"loss {number(point['val_loss'])}",
+        (
+            f"validation {plot_text(record.task['metric'])} {plot_text(score_text(record, point['val_score']))}, "
+            f"loss {number(point['val_loss'])}"
+        ),
     ]
     if pd.notna(point["test_score"]):
         lines.append(
@@ -111,7 +113,11 @@ def hover(record: RunRecord, point: pd.Series) -> str:
 
 
 def figure(
-    facts: pd.DataFrame, record: RunRecord, cost: str = "latency_s", quality: str = "val_score", chosen: str | None = None
+    facts: pd.DataFrame,
+    record: RunRecord,
+    cost: str = "latency_s",
+    quality: str = "val_score",
+    chosen: str | None = None,
 ) -> go.Figure:
     """Draws the front for one cost and one quality; the traces keep their order whatever the axes.
 
@@ -130,26 +136,31 @@ def figure(
     drawing = go.Figure()
     drawing.add_scatter(
         x=steps["cost"], y=steps["quality"], mode="lines", name="searched front", hoverinfo="skip",
-        line=dict(color=ACCENT, width=1.5, shape="hv"), opacity=0.6,
+        line={"color": ACCENT, "width": 1.5, "shape": "hv"}, opacity=0.6,
     )  # fmt: skip
     ring = shown[shown["name"] == (chosen or record.best or shown["name"].iloc[0])]
     drawing.add_scatter(
         x=ring["x"], y=ring["y"], mode="markers", name="shown below", hoverinfo="skip",
-        marker=dict(size=22, symbol="circle-open", line=dict(width=2.5), color="#D0407A"),
+        marker={"size": 22, "symbol": "circle-open", "line": {"width": 2.5}, "color": "#D0407A"},
     )  # fmt: skip
     groups = [
         ("searched, on the front", searched[(searched["origin"] == "search") & searched["on_front"]], "circle", ACCENT),
-        ("searched, dominated", searched[(searched["origin"] == "search") & ~searched["on_front"]], "circle-open", ACCENT),
+        (
+            "searched, dominated",
+            searched[(searched["origin"] == "search") & ~searched["on_front"]],
+            "circle-open",
+            ACCENT,
+        ),
         ("searched at a relaxed budget", searched[searched["origin"] == "relaxed"], "diamond-open", ACCENT),
     ]
     for title, rows, symbol, color in groups:
-        _scatter(drawing, rows, hovers, name=title, mode="markers", marker=dict(
-            size=11, symbol=symbol, color=color, line=dict(width=2, color=color)))  # fmt: skip
+        _scatter(drawing, rows, hovers, name=title, mode="markers", marker={
+            "size": 11, "symbol": symbol, "color": color, "line": {"width": 2, "color": color}})  # fmt: skip
     uniform = shown[shown["uniform"] != ""]
     _scatter(drawing, uniform, hovers, name="uniform baseline", mode="markers+text", text=uniform["uniform"].tolist(),
-             textposition="bottom center", marker=dict(
-                 size=12, symbol="square", color=[_uniform_color(name) for name in uniform["uniform"]],
-                 line=dict(width=1, color="#70757D")))  # fmt: skip
+             textposition="bottom center", marker={
+                 "size": 12, "symbol": "square", "color": [_uniform_color(name) for name in uniform["uniform"]],
+                 "line": {"width": 1, "color": "#70757D"}})  # fmt: skip
     _levels(drawing, shown, record, axis, quality)
     drawing.update_xaxes(title=axis.axis(record.calibrated), rangemode="tozero" if len(shown) < 2 else "normal")
     drawing.update_yaxes(title=plot_text(quality_title(record, quality)))
@@ -173,15 +184,15 @@ def _uniform_color(uniform: str) -> str:
 def _levels(drawing: go.Figure, shown: pd.DataFrame, record: RunRecord, axis: Cost, quality: str) -> None:
     """Adds the float model's level as a dotted line and the budget of this cost as a dashed one."""
     if (level := record.front["float"].get(quality)) is not None:
-        drawing.add_hline(y=level, line=dict(dash="dot", width=1.5, color="#8C8C8C"))
+        drawing.add_hline(y=level, line={"dash": "dot", "width": 1.5, "color": "#8C8C8C"})
         drawing.add_annotation(
             x=0, xref="paper", y=level, text=f"float {number(level)}", showarrow=False, xanchor="left",
-            yanchor="bottom", font=dict(size=12),
+            yanchor="bottom", font={"size": 12},
         )  # fmt: skip
     if (budget := record.budgets.get(axis.name)) is not None:
-        drawing.add_vline(x=axis.shown(budget), line=dict(dash="dash", width=1.5, color="#D0407A"))
+        drawing.add_vline(x=axis.shown(budget), line={"dash": "dash", "width": 1.5, "color": "#D0407A"})
         right = axis.shown(budget) > (shown["x"].min() + shown["x"].max()) / 2
         drawing.add_annotation(
-            x=axis.shown(budget), y=0, yref="paper", yanchor="bottom", showarrow=False, font=dict(size=12),
+            x=axis.shown(budget), y=0, yref="paper", yanchor="bottom", showarrow=False, font={"size": 12},
             text=f"budget {number(axis.shown(budget))} {axis.unit}", xanchor="right" if right else "left",
         )  # fmt: skip

@@ -61,7 +61,9 @@ def render(record: RunRecord) -> str:
         bits_used=sorted(int(b) for b in record.bits["bits"].unique()),
         bit_colors={b: bit_color(b) for b in record.bits["bits"].unique()},
         sets=sorted(int(s) for s in training.gate_facts(record)["set"].unique()),
-        sections=[(name, rows[["key", "value"]].values.tolist()) for name, rows in tables.groupby("section", sort=False)],
+        sections=[
+            (name, rows[["key", "value"]].values.tolist()) for name, rows in tables.groupby("section", sort=False)
+        ],
     )
 
 
@@ -84,10 +86,12 @@ def write_page(path: Path, html: str) -> Path:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise RunError(f"{path} cannot be written: {error.strerror}; choose a writable place with free space") from error
+        raise RunError(
+            f"{path} cannot be written: {error.strerror}; choose a writable place with free space"
+        ) from error
     return path
 
 
@@ -211,7 +215,7 @@ def table_rows(record: RunRecord, points: pd.DataFrame) -> list[dict[str, Any]]:
     scale = {cost.name: cost.per_unit for cost in COSTS.values()} | {"arena_bytes": 1024.0}
     rows = []
     for _, point in points.iterrows():
-        cells = []
+        cells: list[tuple[str, str, str | float]] = []
         for key, _ in table_columns(record):
             value = point[key]
             if key in ("within_budgets", "on_front"):

@@ -115,16 +115,20 @@ def bit_color(bits: float | None) -> str:
 
 def calm(figure: go.Figure, height: int | None = None) -> go.Figure:
     """Gives a figure the common look: transparent, thin grid, no title; the page recolours it for dark mode."""
-    axis = dict(gridcolor="#E3E5E8", zerolinecolor="#C9CCD1", linecolor="#C9CCD1", automargin=True)
+    axis = {"gridcolor": "#E3E5E8", "zerolinecolor": "#C9CCD1", "linecolor": "#C9CCD1", "automargin": True}
     figure.update_layout(
         template="none",
         height=height,
-        margin=dict(l=8, r=12, t=28, b=8),
+        margin={"l": 8, "r": 12, "t": 28, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font=dict(family="system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif", size=13, color="#23262B"),
-        hoverlabel=dict(align="left"),
-        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0, xanchor="left"),
+        font={
+            "family": "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif",
+            "size": 13,
+            "color": "#23262B",
+        },
+        hoverlabel={"align": "left"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)

@@ -77,9 +77,9 @@ class RunRecord:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the device's latency was fitted to measurements; an unlabelled profile counts as not."""
-        label = str(self.device.get("calibration") or "uncalibrated").strip().lower()
-        return not label.startswith(("uncalibrated", "not calibrated", "none"))
+        """Whether the device's latency was fitted to measurements; any label that does not say so counts as not."""
+        label = str(self.device.get("calibration") or "").strip().lower()
+        return label.startswith(("calibrated", "measured", "fitted"))
 
     @property
     def title(self) -> str:
@@ -127,7 +127,9 @@ def load_run(path: Path | str) -> RunRecord:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{path}: its files do not fit together ({detail}); run the search again or restore it") from error
+        raise RunError(
+            f"{path}: its files do not fit together ({detail}); run the search again or restore it"
+        ) from error
 
 
 def _read(file: Path, parse: Callable[[str], Any]) -> Any:

@@ -44,7 +44,9 @@ def facts(record: RunRecord) -> pd.DataFrame:
         ("Settings", record.config),
     ]
     if record.unused_rules:
-        sections.append(("Rules that matched nothing", {str(i + 1): rule for i, rule in enumerate(record.unused_rules)}))
+        sections.append(
+            ("Rules that matched nothing", {str(i + 1): rule for i, rule in enumerate(record.unused_rules)})
+        )
     rows = [(title, key, text) for title, table in sections for key, text in flatten(table)]
     return pd.DataFrame(rows, columns=["section", "key", "value"])
 

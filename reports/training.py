@@ -60,7 +60,7 @@ def figure(facts: pd.DataFrame) -> go.Figure:
                 drawing.add_scatter(
                     x=rows["epochs_done"].tolist(), y=_plain(rows[column]), mode=mode, legendgroup=phase + kind,
                     name=f"{words}, {kind}", showlegend=phase + kind not in seen,
-                    line=dict(color=color, dash=dash, width=1.5), marker=dict(size=5), hovertext=hovers,
+                    line={"color": color, "dash": dash, "width": 1.5}, marker={"size": 5}, hovertext=hovers,
                     hovertemplate=f"%{{hovertext}}<br>{kind} loss %{{y:.4~g}}<extra></extra>",
                 )  # fmt: skip
                 seen.add(phase + kind)
@@ -93,10 +93,10 @@ def expected_figure(facts: pd.DataFrame, calibrated: bool = False) -> go.Figure:
             for column, dash, words in ((f"expected_{cost.name}", "solid", "expected"), (target, "dash", "target")):
                 if column in part and part[column].notna().any():
                     drawing.add_scatter(
-                        x=part["epoch"].tolist(), y=[None if v is None else cost.shown(v) for v in _plain(part[column])],
+                        x=part["epoch"].tolist(), y=_plain(part[column] / cost.per_unit),
                         mode="lines" + ("+markers" if dash == "solid" else ""), name=words, legendgroup=words,
-                        showlegend=row == 1 and index == 0, marker=dict(size=4),
-                        line=dict(dash=dash, width=1.5, color=ACCENT if dash == "solid" else "#D0407A"),
+                        showlegend=row == 1 and index == 0, marker={"size": 4},
+                        line={"dash": dash, "width": 1.5, "color": ACCENT if dash == "solid" else "#D0407A"},
                         hovertemplate=f"{words}{which}, epoch %{{x}}: %{{y:.4~g}} {cost.unit}<extra></extra>",
                         row=row, col=1,
                     )  # fmt: skip
@@ -125,7 +125,7 @@ def gate_figure(facts: pd.DataFrame) -> go.Figure:
             colorscale=[[0, "rgba(128,128,128,0.08)"], [1, bit_color(bits)]],
             hovertemplate=f"%{{y}}<br>{bits} bit, step %{{x}}: %{{z:.3f}}<extra></extra>", row=1, col=column,
         )  # fmt: skip
-    drawing.update_yaxes(type="category", autorange="reversed", tickfont=dict(size=11))
+    drawing.update_yaxes(type="category", autorange="reversed", tickfont={"size": 11})
     drawing.update_xaxes(title="epoch", nticks=4)
     drawing = calm(drawing, height=110 + max(120, min(900, 18 * len(variables))))
     return drawing.update_xaxes(showgrid=False).update_yaxes(showgrid=False)

@@ -73,15 +73,15 @@ def _ship(record: RunRecord, said: dict[str, Any]) -> list[str]:
         return ["No policy meets every budget: loosen a budget, or search again with more epochs."]
     points = record.points.set_index("name")
     best = points.loc[said["best"]]
-    prices = ", ".join(
-        f"{cost.title} {cost_text(cost, best[cost.name], record.calibrated)}" for cost in COSTS.values()
-    )
+    prices = ", ".join(f"{cost.title} {cost_text(cost, best[cost.name], record.calibrated)}" for cost in COSTS.values())
     metric, unit = record.task["metric"], record.task.get("unit") or ""
     kind = " (a uniform baseline)" if best["origin"] == "uniform" else ""
     within = " within every budget" if record.budgets else ""
     lines = [
-        f"Ship {said['best']}{kind}: validation {metric} {score_text(record, best['val_score'])}, the best{within}, "
-        f"at {prices}."
+        (
+            f"Ship {said['best']}{kind}: validation {metric} {score_text(record, best['val_score'])}, "
+            f"the best{within}, at {prices}."
+        )
     ]
     compared = [_change(cost.title, said[f"{cost.name}_ratio"]) for cost in COSTS.values()]
     if all(compared):

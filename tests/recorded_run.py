@@ -54,7 +54,7 @@ def write_run(
     """Writes a run directory and returns its path; ``rename`` maps layer and policy names to hostile ones."""
     called = dict(rename or {})
     path.mkdir(parents=True)
-    points = [_point(policy, called, slowdown) for policy in policies]
+    points: list[dict[str, Any]] = [_point(policy, called, slowdown) for policy in policies]
     for point in points:
         point["on_front"] = point["origin"] != "uniform" and point["name"] != called.get("p04", "p04")
         point["within_budgets"] = point["latency_s"] <= 3e-4 * slowdown
@@ -78,7 +78,7 @@ def write_run(
     ]  # fmt: skip
     _write(path / "space.json", json.dumps({"variables": variables, "unused_rules": ["pin 'nothing.*' = 8"]}))
     _write(path / "history.jsonl", "".join(json.dumps(row) + "\n" for row in _history(variables, slowdown, called)))
-    _write(path / "config.toml", '[search]\nepochs = 4\nseed = 7\n[budget]\nlatency_ms = 0.3\nflash_kib = 4.0\n')
+    _write(path / "config.toml", "[search]\nepochs = 4\nseed = 7\n[budget]\nlatency_ms = 0.3\nflash_kib = 4.0\n")
     environment = {"python": "3.12.1", "torch": "2.9.0", "ddq_search": "0.1.0", "platform": "Linux", "threads": 2,
                    "date": "2026-01-02", "git": "abc1234"}  # fmt: skip
     _write(path / "environment.json", json.dumps(environment))
@@ -92,13 +92,13 @@ def _point(policy: tuple[Any, ...], called: Mapping[str, str], slowdown: float) 
     name, origin, weight_bits, act_bits, loss, score = policy
     weights = dict(zip(LAYERS, weight_bits, strict=True))
     activations = dict(zip(GROUPS, act_bits, strict=True))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": called.get(op, op),
          "latency_s": slowdown * (latency_s(op, weights[op]) if op in weights else 5e-6),
          "flash_bytes": flash_bytes(op, weights[op]) if op in weights else 0}
         for op in SCHEDULE[1:-1]
     ]  # fmt: skip
-    live = [
+    live: list[dict[str, Any]] = [
         {"step": step, "operation": called.get(op, op), "bytes": _live(op, step, activations)}
         for step, op in enumerate(SCHEDULE[1:-1])
     ]
@@ -140,7 +140,9 @@ def _graph(called: Mapping[str, str]) -> nx.MultiDiGraph:
     return graph
 
 
-def _history(variables: Sequence[Mapping[str, Any]], slowdown: float, called: Mapping[str, str]) -> list[dict[str, Any]]:
+def _history(
+    variables: Sequence[Mapping[str, Any]], slowdown: float, called: Mapping[str, str]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for epoch in range(4):
         rows.append({"phase": "float", "point": None, "epoch": epoch, "train_loss": 1.8 * 0.6**epoch,
@@ -151,7 +153,8 @@ def _history(variables: Sequence[Mapping[str, Any]], slowdown: float, called: Ma
             gates = {v["name"]: [0.3 - 0.5 * sharp * which, 0.3, 0.4 + 0.5 * sharp * which] for v in variables}
             rows.append({"phase": "joint", "point": None, "epoch": epoch, "train_loss": 0.9 * 0.8**epoch + 0.05 * which,
                          "val_loss": None, "val_score": None, "seconds": 2.5, "set": which, "gates": gates,
-                         "expected": {"latency_s": slowdown * (4e-4 - 2e-5 * epoch), "flash_bytes": 5000.0 - 200 * epoch},
+                         "expected": {"latency_s": slowdown * (4e-4 - 2e-5 * epoch),
+                                      "flash_bytes": 5000.0 - 200 * epoch},
                          "target": {"latency_s": 3e-4 * slowdown, "flash_bytes": 4096.0}})  # fmt: skip
     for phase, points in (("finetune", ("p00", "p03")), ("baseline", ("u4", "u8"))):
         for point in points:

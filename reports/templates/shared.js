@@ -1,8 +1,9 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+const config = { responsive: true, displaylogo: false, displayModeBar: false, doubleClickDelay: 400 };
 const drawn = new Set();
+const narrow = matchMedia("(max-width: 760px)");
 
 function colors() {
   const style = getComputedStyle(document.documentElement);
@@ -14,6 +15,13 @@ function themed(layout) {
   const copy = structuredClone(layout);
   copy.font = { ...copy.font, color: color("--ink") };
   copy.hoverlabel = { ...copy.hoverlabel, bgcolor: color("--card"), bordercolor: color("--line"), font: { color: color("--ink") } };
+  if (narrow.matches) {
+    copy.font.size = 11;
+    copy.dragmode = false;
+    copy.legend = { ...copy.legend, y: 0, yref: "container", yanchor: "bottom", font: { size: 10.5 } };
+    copy.height = (copy.height || 400) + (copy.showlegend === false ? 0 : 90);
+    for (const note of copy.annotations || []) note.font = { ...note.font, size: 11 };
+  }
   for (const key of Object.keys(copy)) {
     if (/^[xy]axis\d*$/.test(key)) {
       Object.assign(copy[key], { gridcolor: color("--grid"), zerolinecolor: color("--line"), linecolor: color("--line") });
@@ -27,7 +35,9 @@ function draw(id, figure) {
   if (!figure) { place.textContent = "The run recorded nothing to draw here."; place.className = "soft"; return null; }
   place.figure = figure;
   drawn.add(id);
-  Plotly.react(place, figure.data, themed(figure.layout), config);
+  const layout = themed(figure.layout);
+  place.style.height = layout.height + "px";
+  Plotly.react(place, figure.data, layout, config);
   return place;
 }
 
@@ -36,6 +46,10 @@ function setTheme(name) {
   const button = byId("theme");
   button.setAttribute("aria-pressed", String(name === "dark"));
   button.textContent = name === "dark" ? "Light" : "Dark";
+  redraw();
+}
+
+function redraw() {
   for (const id of drawn) draw(id, byId(id).figure);
 }
 
@@ -44,6 +58,7 @@ function startTheme() {
   setTheme(dark.matches ? "dark" : "light");
   dark.addEventListener("change", (event) => setTheme(event.matches ? "dark" : "light"));
   byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+  narrow.addEventListener("change", redraw);
   let before = null;
   addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; setTheme("light"); });
   addEventListener("afterprint", () => { if (before) setTheme(before); });
