@@ -114,13 +114,13 @@ def heatmap_figure(facts: pd.DataFrame, order: Sequence[str] | None = None) -> g
     return drawing.update_xaxes(showgrid=False, automargin=False).update_yaxes(showgrid=False)
 
 
-def short(name: str) -> str:
-    """Returns a name that fits under a column: its end, which tells layers apart.
+def short(name: str, characters: int = TICK_CHARACTERS) -> str:
+    """Returns a name that fits beside an axis: its end, which tells layers apart.
 
     >>> short("backbone.features.12.block.conv2"), short("stem")
     ('…res.12.block.conv2', 'stem')
     """
-    return name if len(name) <= TICK_CHARACTERS else "…" + name[1 - TICK_CHARACTERS :]
+    return name if len(name) <= characters else "…" + name[1 - characters :]
 
 
 def figure(facts: pd.DataFrame) -> go.Figure:
@@ -140,13 +140,16 @@ def figure(facts: pd.DataFrame) -> go.Figure:
             texttemplate="%{x}", textposition="inside", insidetextanchor="end", textangle=0, row=1, col=column,
         )  # fmt: skip
         drawing.update_xaxes(range=[0, 8.4], tickvals=[2, 4, 8], row=1, col=column)
-    return rows(drawing, len(names))
+    return rows(drawing, facts["operation"].tolist())
 
 
-def rows(drawing: go.Figure, count: int) -> go.Figure:
+def rows(drawing: go.Figure, names: Sequence[str]) -> go.Figure:
     """Gives a figure with one row per operation its height and margins, so that such figures line up side by side."""
-    drawing.update_yaxes(type="category", autorange="reversed", tickfont={"size": 11}, dtick=1)
+    drawing.update_yaxes(type="category", autorange="reversed", tickfont={"size": 11})
+    drawing.update_yaxes(
+        tickvals=[plot_text(name) for name in names], ticktext=[plot_text(short(name, 26)) for name in names]
+    )
     drawing.update_layout(bargap=0.25)
-    drawing = calm(drawing, height=84 + 22 * count).update_xaxes(automargin=False)
+    drawing = calm(drawing, height=84 + 22 * len(names)).update_xaxes(automargin=False)
     drawing.update_annotations(font_size=12.5)
     return drawing.update_layout(showlegend=False, margin={"l": 8, "r": 12, "t": 48, "b": 36})

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from ddq_search.errors import RunError
 from reports import front
+from reports.bits import short
 from reports.hypervolume import Reference, hypervolume
 from reports.page import plain, render_page, write_page
 from reports.palette import BIT_COLORS, COSTS, NO_BITS, RUN_COLORS, RUN_SYMBOLS, calm, label, number, plot_text
@@ -108,7 +109,7 @@ def figure(facts: pd.DataFrame, cost: str = "latency_s", quality: str = "val_los
     for place, (run, points) in enumerate(facts.groupby("run", sort=False)):
         color, symbol = RUN_COLORS[place % len(RUN_COLORS)], RUN_SYMBOLS[place % len(RUN_SYMBOLS)]
         first = points.iloc[0]
-        name = f"{plot_text(run)}: {plot_text(first['model'])}, {plot_text(first['device'])}"
+        name = ", ".join(plot_text(short(str(text), 32)) for text in (run, first["model"], first["device"]))
         note = label(cost, bool(first["calibrated"]))
         searched, uniform = points[points["uniform"] == ""], points[points["uniform"] != ""]
         larger = quality == "val_score" and first["direction"] == "max"

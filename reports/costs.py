@@ -67,7 +67,7 @@ def figure(facts: pd.DataFrame, reference: pd.DataFrame | None = None, calibrate
                 hovertemplate=f"uniform 8 bit %{{y}}: %{{x:.4~g}} {cost.unit}{note}<extra></extra>", row=1, col=place,
             )  # fmt: skip
     drawing.update_xaxes(rangemode="tozero", nticks=4)
-    return bits.rows(drawing, len(names))
+    return bits.rows(drawing, facts["operation"].tolist())
 
 
 def shown(values: pd.Series, cost: Cost) -> list[float | None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from reports.bits import short
 from reports.palette import ACCENT, COSTS, Cost, bit_color, calm, plot_text
 from reports.record import RunRecord
 
@@ -126,6 +129,11 @@ def gate_figure(facts: pd.DataFrame) -> go.Figure:
             hovertemplate=f"%{{y}}<br>{bits} bit, step %{{x}}: %{{z:.3f}}<extra></extra>", row=1, col=column,
         )  # fmt: skip
     drawing.update_yaxes(type="category", autorange="reversed", tickfont={"size": 11})
+    every = math.ceil(len(variables) / 50)
+    drawing.update_yaxes(
+        tickvals=[plot_text(name) for name in variables[::every]],
+        ticktext=[plot_text(short(name, 26)) for name in variables[::every]],
+    )
     drawing.update_xaxes(title="epoch", nticks=4)
     drawing = calm(drawing, height=110 + max(120, min(900, 18 * len(variables))))
     return drawing.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
