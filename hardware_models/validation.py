@@ -1,0 +1,156 @@
+"""How well the shipped profiles reproduce the published and counted figures in ``measurements/``.
+
+``python -m hardware_models.validation`` prints one line per check. Errors are mean absolute percentages.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hardware_models.instructions import layer_instructions
+from hardware_models.layers import LayerFacts
+from hardware_models.profile import DeviceProfile, InstructionEngine, LayerClass, load_profile
+
+MEASUREMENTS = Path(__file__).parent / "measurements"
+M4, M7 = "cortex-m4-stm32l4r5-cmsis-nn", "cortex-m7-stm32h743-cmsis-nn"
+NETWORKS = {"ic": "MLPerfTiny-IC ResNet8", "kws": "MLPerfTiny-KWS DS-CNN", "ad": "MLPerfTiny-AD FC-AutoEncoder"}
+_EMULATED = {"M4": M4, "M7": M7}
+_ELEMENTWISE = {"ADD": "add", "AVERAGE_POOL_2D": "avg_pool2d", "RESHAPE": "reshape"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of a profile with figures.
+
+    Attributes:
+        profile: the profile's name.
+        what: what is compared with what.
+        split: how the error was held out.
+        samples: number of figures.
+        error_pct: mean absolute percentage error.
+        worst_pct: largest absolute percentage error.
+    """
+
+    profile: str
+    what: str
+    split: str
+    samples: int
+    error_pct: float
+    worst_pct: float
+
+
+def validate() -> list[Check]:
+    """Returns all checks of the shipped profiles against the shipped figures."""
+    return [m7_layers(), m4_networks(), *closed_forms()]
+
+
+def m7_layers() -> Check:
+    """One cycles-per-instruction constant on 26 measured layers, each predicted from the other 25."""
+    rows = read("h743_layers_insn.csv")
+    ratios = [float(row["measured_cycles_stm32h743"]) / float(row["emulated_instructions"]) for row in rows]
+    return _check(M7, "cycles of published layers, from counted instructions", "leave one layer out", _held_out(ratios))
+
+
+def m4_networks() -> Check:
+    """One cycles-per-instruction constant on three published networks, instructions from the profile itself."""
+    profile = load_profile(M4)
+    cycles = {row["model"]: float(row["cycles_derived"]) for row in read("mlperf_tiny_cmsis_nn.csv")}
+    ratios = [cycles[title] / network_instructions(profile, "M4", key) for key, title in NETWORKS.items()]
+    return _check(M4, "cycles of published networks, from the closed form", "leave one network out", _held_out(ratios))
+
+
+def closed_forms() -> list[Check]:
+    """Closed form against counted instructions of the MLPerf Tiny layers, by class and weight bits."""
+    result = []
+    for core, name in _EMULATED.items():
+        engine = _engine(load_profile(name))
+        errors: dict[tuple[LayerClass, int], list[float]] = defaultdict(list)
+        for row in read("mlperf_tiny_layers_insn.csv"):
+            if row["core"] == core and int(row["macs"]):
+                facts, bits = emulated_layer(row), int(row["w_bits"])
+                predicted = layer_instructions(engine.layers[facts.layer_class][bits], facts)
+                errors[facts.layer_class, bits].append(predicted / float(row["instructions"]) - 1)
+        for (layer_class, bits), found in errors.items():
+            result.append(_check(name, f"instructions of {layer_class} layers, {bits}-bit weights", "fitted", found))
+    return result
+
+
+def network_instructions(profile: DeviceProfile, core: str, network: str) -> float:
+    """Returns the instructions that a profile predicts for one 8-bit MLPerf Tiny network."""
+    engine, total = _engine(profile), 0.0
+    for row in read("mlperf_tiny_layers_insn.csv"):
+        if (row["core"], row["model"], row["w_bits"]) != (core, network, "8"):
+            continue
+        if int(row["macs"]):
+            facts = emulated_layer(row)
+            total += layer_instructions(engine.layers[facts.layer_class][8], facts)
+        elif row["op"] in _ELEMENTWISE:
+            cost = profile.operations[_ELEMENTWISE[row["op"]]]
+            read_elements, written = math.prod(_shape(row["in_shape"])), math.prod(_shape(row["out_shape"]))
+            total += cost.per_read.value * read_elements + cost.per_output.value * written
+        else:
+            total += float(row["instructions"])  # SOFTMAX: not an operation of ours
+    return total
+
+
+def emulated_layer(row: dict[str, str]) -> LayerFacts:
+    """Returns the facts of one row of ``mlperf_tiny_layers_insn.csv`` (channel-last shapes, batch first)."""
+    inputs, outputs = _shape(row["in_shape"]), _shape(row["out_shape"])
+    macs, scalars, channels = int(row["macs"]), math.prod(outputs), outputs[-1]
+    layer_class: LayerClass
+    if row["op"] == "FULLY_CONNECTED":
+        layer_class, groups = "linear", 1
+    elif row["op"] == "DEPTHWISE_CONV_2D":
+        layer_class, groups = "depthwise", channels
+    else:
+        layer_class, groups = ("pointwise" if macs // scalars == inputs[-1] else "conv"), 1
+    length = macs // scalars
+    return LayerFacts(
+        layer_class, scalars // channels, channels, length, groups, scalars, macs, math.prod(inputs), inputs[-1],
+        length * channels, 1, layer_class == "conv", 0,
+    )  # fmt: skip
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """Returns the rows of a measurement file."""
+    with (MEASUREMENTS / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _engine(profile: DeviceProfile) -> InstructionEngine:
+    assert isinstance(profile.engine, InstructionEngine)
+    return profile.engine
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split("x"))
+
+
+def _held_out(ratios: Sequence[float]) -> list[float]:
+    """Relative errors of predicting each ratio by the geometric mean of the others."""
+    logs = [math.log(ratio) for ratio in ratios]
+    return [math.exp((sum(logs) - log) / (len(logs) - 1) - log) - 1 for log in logs]
+
+
+def _check(profile: str, what: str, split: str, errors: Iterable[float]) -> Check:
+    sizes = [100 * abs(error) for error in errors]
+    return Check(profile, what, split, len(sizes), sum(sizes) / len(sizes), max(sizes))
+
+
+def main() -> None:
+    """Writes one line per check to standard output."""
+    for check in validate():
+        sys.stdout.write(
+            f"{check.profile}: {check.what}: {check.error_pct:.1f} % (worst {check.worst_pct:.1f} %, "
+            f"{check.samples} figures, {check.split})\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
