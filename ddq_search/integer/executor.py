@@ -158,7 +158,7 @@ def _extend(step: MaxPool | AveragePool, x: Integers, output: Tensor, *, outside
 def _windows(step: MaxPool | AveragePool, extended: Integers, output: Tensor) -> Integers:
     """``[N, C, H_out, W_out, kh, kw]``."""
     windows = sliding_window_view(extended, step.kernel_size, axis=(2, 3))[:, :, :: step.stride[0], :: step.stride[1]]
-    return windows[:, :, : output.shape[1], : output.shape[2]]
+    return np.asarray(windows[:, :, : output.shape[1], : output.shape[2]])
 
 
 def _average(step: AveragePool, x: Integers, zero_point: int, output: Tensor) -> Integers:
@@ -167,7 +167,7 @@ def _average(step: AveragePool, x: Integers, zero_point: int, output: Tensor) ->
     total = _windows(step, _extend(step, x, output, outside=zero_point * counted, overhang=0), output).sum(axis=(4, 5))
     count = _windows(step, _extend(step, ones, output, outside=counted, overhang=0), output).sum(axis=(4, 5))
     if step.rounding == "half_up":
-        return (total + count // 2) // count
+        return np.asarray((total + count // 2) // count)
     signed = total - 128 * count
     magnitude = (np.abs(signed) + count // 2) // count
     return np.asarray(np.where(signed < 0, -magnitude, magnitude) + 128)

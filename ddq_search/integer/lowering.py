@@ -90,7 +90,7 @@ def quantize_input(images: NDArray[np.floating], grid: ActivationGrid) -> NDArra
     """
     low, high = activation_code_range(grid.bits)
     codes = np.rint(np.asarray(images, np.float32) / np.float32(grid.scale)) + np.float32(grid.zero_point)
-    return np.clip(codes, low, high).astype(np.uint8)
+    return np.asarray(np.clip(codes, low, high), np.uint8)
 
 
 def dequantize(codes: NDArray[np.integer], grid: ActivationGrid) -> NDArray[np.float32]:
@@ -169,9 +169,7 @@ def _weighted(
     for c in range(rows):
         offset = float(layer.offset[c])
         if not (math.isfinite(offset) and math.isfinite(float(scale[c]))):
-            raise ExportError(
-                f"layer {op.name!r}, channel {c}: its scale or offset is not finite; re-estimate BatchNorm"
-            )
+            raise ExportError(f"layer {op.name!r}, channel {c}: scale or offset is not finite; re-estimate BatchNorm")
         if _is_constant(op.name, c, codes[c], float(scale[c]), offset, source, output):
             level = round_half_away(min(max(offset / output.scale, -1e6), 1e6))
             codes[c], scale[c] = 0, output.scale / source.scale
