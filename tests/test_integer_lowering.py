@@ -111,7 +111,7 @@ def test_a_bias_that_overflows_beside_a_negligible_accumulator_is_a_constant():
 
 def test_a_bias_that_overflows_is_refused_with_layer_channel_and_remedy():
     network = linear_network([[1], [127]], [1.0, 1e-4], [1.0, 1.0], [0.0, 2e5])
-    with pytest.raises(ExportError, match="layer 'fc', channel 1: a bias of 200000 .* raise the weight bits"):
+    with pytest.raises(ExportError, match=r"layer 'fc', channel 1: a bias of 200000 .* raise the weight bits"):
         lower(network, "single")
 
 
@@ -122,7 +122,7 @@ def test_statistics_that_are_not_finite_are_refused(broken):
 
 
 def test_scales_too_far_apart_are_refused():
-    with pytest.raises(ExportError, match="fc, channel 0.*too far apart"):
+    with pytest.raises(ExportError, match=r"fc, channel 0.*too far apart"):
         lower(linear_network([[1]], [1e10], [1.0], [0.0], output=ActivationGrid(1e-9, 0, 8)), "single")
 
 
