@@ -100,9 +100,10 @@ class SearchConfig(_Section):
     """How the joint search spreads its points, and how gradients are estimated."""
 
     points: Positive = 14
-    relaxed_points: Annotated[int, Field(ge=0)] = 3
+    relaxed_points: Annotated[int, Field(ge=0)] = 4
     uniform: tuple[tuple[int, int], ...] = ((8, 8), (4, 8), (4, 4), (2, 8), (2, 2))
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    gate_start: Annotated[float, Field(gt=-1, lt=1)] = 0.6
     penalty: Rate = 1.0
     multiplier_rate: Rate = 1.0
 

@@ -123,16 +123,16 @@ class Front:
 def judge(problem: Problem, candidates: list[Candidate], float_validation: Measure) -> Front:
     """Prices every candidate, marks the front and names the best.
 
-    The front: policies from the search within every budget, non-dominated in (validation loss, each budgeted cost;
-    latency and flash when nothing is budgeted).
+    The front: searched policies that are non-dominated in (validation loss, each budgeted cost; latency and flash
+    when nothing is budgeted). A policy beyond a budget cannot dominate one within it, so the front beyond the budgets
+    only adds what a looser budget would buy.
     """
     points = [_point(problem, candidate) for candidate in candidates]
     axes = list(problem.budgets) or [LATENCY, FLASH]
-    inside = [i for i, p in enumerate(points) if p.within_budgets and p.policy.origin == "search"]
-    if inside:
-        rows = np.array([[points[i].validation.loss, *(points[i].price[axis] for axis in axes)] for i in inside])
-        for i, keep in zip(inside, non_dominated(rows), strict=True):
-            points[i] = replace(points[i], on_front=bool(keep))
+    searched = [i for i, p in enumerate(points) if p.policy.origin != "uniform"]
+    rows = np.array([[points[i].validation.loss, *(points[i].price[axis] for axis in axes)] for i in searched])
+    for i, keep in zip(searched, non_dominated(rows), strict=True):
+        points[i] = replace(points[i], on_front=bool(keep))
     sign = 1 if problem.task.direction == "max" else -1
     allowed = [p for p in points if p.within_budgets]
     best = max(allowed, key=lambda p: (sign * p.validation.score, -p.price[LATENCY]))

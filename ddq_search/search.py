@@ -73,7 +73,7 @@ class Problem:
         """Returns a fresh supernet of the model."""
         return Supernet(
             self.model, self.graph, self.space, sets=sets, input_grid=self.source.input_grid,
-            gradient_share=self.config.search.gradient_share,
+            gradient_share=self.config.search.gradient_share, gate_start=self.config.search.gate_start,
         )  # fmt: skip
 
 
@@ -116,7 +116,8 @@ def search(problem: Problem, record: RunDirectory, progress: Progress | None = N
     tested = run.test(front, baseline)
     record.write_json("front.json", tested.document())
     for point in tested.points:
-        record.write_text(f"policies/{point.policy.name}.json", point.policy.to_json())
+        folder = "policies" if point.within_budgets else "references"
+        record.write_text(f"{folder}/{point.policy.name}.json", point.policy.to_json())
     return tested
 
 
@@ -210,7 +211,7 @@ class _Run:
         aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
         net = self._in_layout(self.problem.supernet(sets=len(aims)))
         net.load_state_dict({k: v for k, v in teacher.state_dict().items() if k.startswith("model.")}, strict=False)
-        net.calibrate(self._inputs(self.settings.calibration_batches))
+        net.calibrate(inputs(self.problem, self.settings.calibration_batches))
         lagrangian = AugmentedLagrangian(
             [aim.limits for aim in aims], penalty=config.penalty, rate=config.multiplier_rate
         )
@@ -279,14 +280,14 @@ class _Run:
         net.load_state_dict(own, strict=False)
         net.set_policy(policy.bits)
         norm_batches = self.settings.norm_batches
-        net.reestimate_norms(self._inputs(norm_batches))
+        net.reestimate_norms(inputs(self.problem, norm_batches))
         phase = self._weights_phase(f"tuning-{policy.name}", net, self.settings.finetune_epochs, self.settings.finetune_rate, teacher)
         steps = torch.optim.Adam(net.quantizers.parameters())
         phase.kind, phase.point = "finetune", policy.name
         phase.optimizers.append((steps, self.settings.step_rate / 3))
         self._train(phase)
-        net.reestimate_norms(self._inputs(norm_batches))
-        result = self.measure(net, policy, "validation")
+        net.reestimate_norms(inputs(self.problem, norm_batches))
+        result = evaluate_policy(self.problem, net, policy, "validation")
         self.record.save_checkpoint(name, net.state_dict(), {"loss": result.loss, "score": result.score})
         self.record.remove_checkpoint(phase.name)
         unit = self.task.unit
@@ -294,12 +295,6 @@ class _Run:
         return Candidate(policy, net, result)
 
     # -- judging ------------------------------------------------------------------------------------------------
-
-    def measure(self, net: Supernet, policy: Policy, split: Split) -> Measure:
-        """Returns loss and metric of a policy, computed on integer codes."""
-        evaluator = evaluator_of(self.problem, net, policy)
-        batches = self.source.plain(split, _EVALUATION_BATCH)
-        return measure(self.task, ((evaluator.scores(x), y) for x, y in batches))
 
     def _measure_float(self, net: Supernet, split: Split) -> Measure:
         net.eval()
@@ -310,22 +305,24 @@ class _Run:
     def test(self, front: Front, baseline: Supernet) -> Front:
         """Reads the test split, once, for the float baseline and every point."""
         points = [
-            replace(point, test=self.measure(point.net, point.policy, "test")) if point.net is not None else point
+            replace(point, test=evaluate_policy(self.problem, point.net, point.policy, "test")) if point.net is not None else point
             for point in front.points
         ]
         return replace(front, points=tuple(points), float_test=self._measure_float(baseline, "test"))
 
-    def _inputs(self, count: int) -> Iterator[Tensor]:
-        """The same few training batches for every calibration and re-estimation."""
-        batches = self.source.train(
-            seed=self.problem.config.seed, epoch=_STATISTICS_EPOCH, batch_size=self.settings.batch_size
-        )
-        return (x for x, _ in to_layout(itertools.islice(batches, count), self.settings.memory_layout))
+
+def inputs(problem: Problem, count: int) -> Iterator[Tensor]:
+    """Yields the same few training batches for every calibration and re-estimation of a problem."""
+    settings = problem.config.training
+    batches = problem.source.train(seed=problem.config.seed, epoch=_STATISTICS_EPOCH, batch_size=settings.batch_size)
+    return (x for x, _ in to_layout(itertools.islice(batches, count), settings.memory_layout))
 
 
-def evaluator_of(problem: Problem, net: Supernet, policy: Policy) -> IntegerEvaluator:
-    """Returns the evaluation mode of a trained supernet at a policy."""
-    return IntegerEvaluator(lower(net.discretize(policy.bits), problem.device.arithmetic))
+def evaluate_policy(problem: Problem, net: Supernet, policy: Policy, split: Split) -> Measure:
+    """Returns loss and metric of a trained policy, computed on integer codes."""
+    evaluator = IntegerEvaluator(lower(net.discretize(policy.bits), problem.device.arithmetic))
+    batches = problem.source.plain(split, _EVALUATION_BATCH)
+    return measure(problem.task, ((evaluator.scores(x), y) for x, y in batches))
 
 
 def _gate_facts(net: Supernet, lagrangian: AugmentedLagrangian, tables: CostTables) -> dict[str, Any]:

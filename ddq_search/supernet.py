@@ -50,6 +50,7 @@ class Supernet(nn.Module):
         sets: number of gate sets, one per policy that is searched at the same time.
         input_grid: grid of the input tensor when its codes are known (raw pixels); calibrated otherwise.
         gradient_share: see `ddq_search.quantizers.straight_through`.
+        gate_start: initial value of every gate, in (−1, 1).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Supernet(nn.Module):
         sets: int = 1,
         input_grid: ActivationGrid | None = None,
         gradient_share: float = 0.25,
+        gate_start: float = 0.6,
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
@@ -71,7 +73,7 @@ class Supernet(nn.Module):
         self._last_use = {source: op.name for op in self._operations for source in self._inputs[op.name]}
         self._modules_by_path = dict(self.model.named_modules())
         self._row = {variable.name: row for row, variable in enumerate(space.variables)}
-        self.gates = Gates([len(v.candidates) for v in space.variables], sets)
+        self.gates = Gates([len(v.candidates) for v in space.variables], sets, gate_start)
         self.quantizers = nn.ModuleList([self._quantizer(v.name) for v in space.variables])
         for quantizer in self.quantizers:
             quantizer.gradient_share = gradient_share

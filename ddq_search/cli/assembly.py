@@ -1,0 +1,201 @@
+"""From a configuration to a posed problem, and from a run directory back to its problem and trained policies."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddq_search.budget import LABELS, show
+from ddq_search.config import RunConfig, load_config
+from ddq_search.errors import ConfigError, PolicyError, RunError
+from ddq_search.policy import Policy, read_policy
+from ddq_search.record import RunDirectory
+from ddq_search.search import Problem, inputs, pose
+from ddq_search.supernet import Supernet
+from ddq_search.task import LoaderSource
+from hardware_models.model import cost_model
+from search_spaces.data import load_data
+from search_spaces.image_source import ImageSource
+from search_spaces.models import build_model
+from search_spaces.weights import load_weights
+
+_PACKAGES = ("ddq_search", "search_spaces", "hardware_models", "reports")
+
+
+def check_packages() -> None:
+    """Checks that all four packages come from one installation.
+
+    Raises:
+        ConfigError: a foreign package of the same name (a folder called ``reports``, say) shadows one of ours.
+    """
+    root = Path(__file__).resolve().parents[2]
+    for name in _PACKAGES:
+        module = importlib.import_module(name)
+        found = Path(module.__file__).resolve().parent if module.__file__ else None
+        if found != root / name:
+            raise ConfigError(
+                f"package {name!r} comes from {found or list(module.__path__)[0]}, not from {root / name}: "
+                "a folder of that name shadows it; run from another directory or rename the folder"
+            )
+
+
+def assemble(config: RunConfig) -> Problem:
+    """Loads data, builds the model and prices it.
+
+    Raises:
+        DDQError: any part of the configuration does not fit.
+    """
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    device = cost_model(config.device.profile)
+    splits = load_data(config.data.name, config.seed, config.data.validation_fraction, config.data.limit)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model.name, splits.channels, len(splits.classes), splits.image_size)
+    if config.model.weights is not None:
+        load_weights(model, config.model.weights)
+    return pose(model, ImageSource(config.data.name, splits), device, config)
+
+
+def begin_run(path: Path, config: RunConfig, *, resume: bool) -> RunDirectory:
+    """Returns the run directory to write to.
+
+    Raises:
+        RunError: it holds a run and ``resume`` is False, or it holds a run of another configuration.
+    """
+    stored = path / "config.toml"
+    if stored.exists():
+        if not resume:
+            raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
+        before = load_config(stored, {})
+        if before.fingerprint() != config.fingerprint():
+            changed = ", ".join(_differences(before.model_dump(exclude={"out"}), config.model_dump(exclude={"out"})))
+            raise RunError(f"{path} belongs to another configuration (different: {changed}); choose another --out")
+    return RunDirectory(path)
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    result = []
+    for key in after:
+        if isinstance(after[key], Mapping) and isinstance(before.get(key), Mapping):
+            result += _differences(before[key], after[key], f"{prefix}{key}.")
+        elif before.get(key) != after[key]:
+            result.append(f"{prefix}{key}")
+    return result
+
+
+def open_run(path: Path) -> tuple[Problem, RunDirectory]:
+    """Returns the problem of a run directory and its record.
+
+    Raises:
+        RunError: the directory holds no run.
+    """
+    stored = path / "config.toml"
+    if not stored.exists():
+        raise RunError(f"{path} holds no run (no config.toml); `ddq-search search --out {path}` makes one")
+    problem = assemble(load_config(stored, {}))
+    return problem, RunDirectory(path, problem.fingerprint)
+
+
+def open_policy(problem: Problem, record: RunDirectory, wanted: str) -> tuple[Policy, Supernet, str]:
+    """Returns a policy, the supernet that carries its weights, and how it was trained.
+
+    Args:
+        problem: the run's problem.
+        record: the run's directory.
+        wanted: ``best``, the name of one of the run's policies, or the path of a policy file. A file that equals
+            none of the run's policies gets the supernet's weights with batch-norm statistics re-estimated.
+
+    Raises:
+        PolicyError: there is no such policy, or the file does not fit.
+        RunError: the run has no weights for it.
+    """
+    policy = find_policy(problem, record, wanted)
+    return (policy, *_weights(problem, record, policy))
+
+
+def _fresh_name(name: str, known: Mapping[str, Policy]) -> str:
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".") or "user"
+    return safe if safe not in known else f"{safe}-edited"
+
+
+def _weights(problem: Problem, record: RunDirectory, policy: Policy) -> tuple[Supernet, str]:
+    net = problem.supernet()
+    trained = record.load_checkpoint(f"policy-{policy.name}")
+    if trained is not None:
+        net.load_state_dict(trained[0])
+        return net, "fine-tuned"
+    joint = record.load_checkpoint("joint")
+    if joint is None:
+        raise RunError(f"{record.path} has no trained supernet yet; finish the search with --resume")
+    state = {key.removeprefix("module."): value for key, value in joint[0].items() if key.startswith("module.")}
+    net.load_state_dict({k: v for k, v in state.items() if not k.startswith("gates.")}, strict=False)
+    net.set_policy(policy.bits)
+    net.reestimate_norms(inputs(problem, problem.config.training.norm_batches))
+    return net, "supernet weights, batch-norm statistics re-estimated, not fine-tuned"
+
+
+def named_policies(problem: Problem, record: RunDirectory) -> dict[str, Policy]:
+    """Returns the run's policies by name."""
+    front = record.read_json("front.json")
+    result = {}
+    for entry in front["points"]:
+        bits = {f"{role}/{key}": value for role in ("weights", "activations") for key, value in entry[role].items()}
+        result[str(entry["name"])] = Policy(str(entry["name"]), bits, str(entry["origin"]))
+    return result
+
+
+def price_lines(problem: Problem, policy: Policy) -> list[tuple[str, str, str]]:
+    """Returns (cost, price, verdict against its budget) rows."""
+    price = problem.pricing.price(policy.bits)
+    rows = []
+    for cost, value in price.items():
+        limit = problem.budgets.get(cost)
+        verdict = "" if limit is None else f"{'within' if value <= limit else 'OVER'} {show(cost, limit)}"
+        rows.append((LABELS[cost], show(cost, value, problem.pricing.reference), verdict))
+    return rows
+
+
+def sample_images(problem: Problem, count: int) -> torch.Tensor:
+    """Returns the first images of the validation split ``[N, C, H, W]``."""
+    gathered: list[torch.Tensor] = []
+    for x, _ in itertools.takewhile(lambda _: sum(map(len, gathered)) < count, problem.source.plain("validation", 64)):
+        gathered.append(x)
+    return torch.cat(gathered)[:count]
+
+
+def find_policy(problem: Problem, record: RunDirectory, wanted: str) -> Policy:
+    """Returns a policy by name, ``best`` or path, without its weights.
+
+    Raises:
+        PolicyError: there is no such policy, or the file does not fit.
+    """
+    known = named_policies(problem, record)
+    if wanted == "best":
+        wanted = str(record.read_json("front.json")["best"])
+    if wanted in known:
+        return known[wanted]
+    if Path(wanted).suffix != ".json" and not Path(wanted).exists():
+        raise PolicyError(f"no policy {wanted!r} in {record.path}; it has {', '.join(known)}; a file must end in .json")
+    policy = read_policy(Path(wanted), problem.space)
+    same = [p for p in known.values() if dict(p.bits) == dict(policy.bits)]
+    return same[0] if same else replace(policy, name=_fresh_name(policy.name, known), origin="user")
+
+
+def assemble_shape(config: RunConfig, input_shape: str, classes: int) -> Problem:
+    """Returns a problem that can be inspected and priced, for a model and an input shape ``CxHxW`` without data."""
+    try:
+        channels, height, width = (int(part) for part in input_shape.lower().split("x"))
+    except ValueError:
+        raise ConfigError(f"--input {input_shape!r}: expected CxHxW, such as 3x32x32") from None
+    if min(channels, height, width) < 1:
+        raise ConfigError(f"--input {input_shape!r}: sizes must be positive")
+    torch.manual_seed(config.seed)
+    model = build_model(config.model.name, channels, classes, (height, width))
+    zeros = (torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.long))
+    return pose(model, LoaderSource([zeros], [zeros]), cost_model(config.device.profile), config)
