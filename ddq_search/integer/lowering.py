@@ -77,7 +77,7 @@ def lower(network: DiscreteNetwork, arithmetic: Arithmetic) -> IntegerProgram:
             raise ExportError(f"{op.kind} {op.name!r} needs one grid for inputs and output; tie their quantizers")
         tensors[op.name] = Tensor(op.name, op.output_shape, _stored_grid(op.name, network.grids[op.name]))
         steps.append(_step(op, tuple(sources), network, tensors, arithmetic))
-    program = IntegerProgram(arithmetic, tensors, tuple(steps), dict(network.policy))
+    program = IntegerProgram(arithmetic, tensors, tuple(steps), {k: int(v) for k, v in network.policy.items()})
     check(program)
     return program
 
