@@ -153,8 +153,7 @@ class TilePricer:
         rows = facts.pixels * facts.groups
         row_bytes = padded * kernel.activation_bits / 8
         cycles = rows * (
-            row_bytes * engine.gather_cycles_per_byte.value
-            + facts.runs_per_pixel * engine.gather_cycles_per_run.value
+            row_bytes * engine.gather_cycles_per_byte.value + facts.runs_per_pixel * engine.gather_cycles_per_run.value
         )
         if facts.input_channels // facts.groups * kernel.activation_bits % 8:
             cycles += rows * facts.row_length * engine.gather_cycles_per_unaligned_element.value

@@ -1,0 +1,379 @@
+"""The ARM cost models: numbers by hand, laws, golden orderings, and the contract over devices and models."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from functools import cache
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ddq_search.cost import COSTS, FLASH, LATENCY, PEAK_RAM, CostModel, CostTables
+from ddq_search.errors import CostError
+from ddq_search.graph import ModelGraph, Operation, operation, operations
+from ddq_search.space import SearchSpace, Variable, build_space
+from ddq_search.trace import trace
+from hardware_models import ArmCostModel, cost_model, list_profiles
+from hardware_models.layers import LayerFacts, layer_facts
+from hardware_models.tiles import TilePricer, tile_cycles
+
+A53, M7, M4 = "cortex-a53-rpi3-lowbit-neon", "cortex-m7-stm32h743-cmsis-nn", "cortex-m4-stm32l4r5-cmsis-nn"
+
+
+def conv(name: str, shape: tuple[int, int, int], out: int, kernel: int, stride: int = 1, groups: int = 1) -> Operation:
+    """A convolution with same padding."""
+    channels, height, width = shape
+    pad = kernel // 2
+    rows, columns = -(-height // stride), -(-width // stride)
+    weights = out * (channels // groups) * kernel * kernel
+    facts = {
+        "kernel_size": (kernel, kernel), "stride": (stride, stride), "padding": (pad,) * 4,
+        "dilation": (1, 1), "groups": groups,
+    }  # fmt: skip
+    return Operation(
+        name, "conv2d", (shape,), (out, rows, columns), facts, name, macs=weights * rows * columns, weights=weights
+    )
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
+        self.shortcut = nn.Conv2d(channels, out, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv2(torch.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class ResNet8(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 1, 1)
+        self.blocks = nn.Sequential(Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.flatten(self.pool(self.blocks(torch.relu(self.stem(x)))), 1))
+
+
+class SharedAndUnusual(nn.Module):
+    """A module used twice, x + x, a standing activation, mul, grouped and depthwise convolutions, concat, pools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(8, 8, 3, 1, 1)
+        self.grouped = nn.Conv2d(8, 8, 3, 1, 1, groups=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.shared(self.shared(x))
+        x = nn.functional.hardswish(x + x)
+        y = nn.functional.max_pool2d(self.depthwise(self.grouped(x)), 2)
+        y = y * torch.sigmoid(self.gate(nn.functional.adaptive_avg_pool2d(y, 1)))
+        z = nn.functional.avg_pool2d(x, 2)
+        return self.fc(torch.cat([y, z], 1).mean((2, 3)))
+
+
+MODELS = {
+    "resnet8": (ResNet8, (3, 32, 32)),
+    "unusual": (SharedAndUnusual, (8, 8, 8)),
+    "resnet18": (torchvision.models.resnet18, (3, 64, 64)),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, (3, 64, 64)),
+    "mobilenet_v3": (torchvision.models.mobilenet_v3_small, (3, 64, 64)),
+    "squeezenet": (torchvision.models.squeezenet1_1, (3, 64, 64)),
+    "shufflenet": (torchvision.models.shufflenet_v2_x0_5, (3, 64, 64)),
+}
+
+
+@cache
+def traced(name: str) -> ModelGraph:
+    build, shape = MODELS[name]
+    with torch.device("meta"):
+        return trace(build(), torch.zeros(1, *shape))
+
+
+@cache
+def priced(model: str, device: str) -> tuple[SearchSpace, CostTables, ArmCostModel]:
+    graph, cost = traced(model), cost_model(device)
+    space = build_space(graph, cost)
+    return space, CostTables(space, cost.factors(graph, space)), cost
+
+
+def uniform(space: SearchSpace, weight_bits: int, act_bits: int) -> dict[str, int]:
+    """The policy nearest to a uniform one among the candidates."""
+    wanted = {"weights": weight_bits, "activations": act_bits}
+    return {v.name: min(v.candidates, key=lambda bits: abs(bits - wanted[v.role])) for v in space.variables}
+
+
+def latency(device: str, op: Operation, weight_bits: int, act_bits: int) -> float:
+    """Seconds of one weighted layer without its output and call."""
+    seconds, _ = cost_model(device)._pricer.layer(op.name, layer_facts(op), (weight_bits,), (act_bits,))
+    return float(seconds.item())
+
+
+# -- by hand ------------------------------------------------------------------------------------------------------
+
+
+def test_m7_convolution_by_hand() -> None:
+    op = conv("c", (16, 32, 32), 16, 3)
+    instructions = 1.713 * 2359296 + 35.63 * 16384 + 1.912 * 144 * 1024 + 622.5 * 1024
+    assert latency(M7, op, 8, 8) == pytest.approx(instructions * 1.052 / 400e6, rel=1e-12)
+    instructions = 3.076 * 131072 + 34.26 * 8192 + 124.8 * 256 + 62870
+    assert latency(M7, conv("p", (16, 32, 32), 32, 1, 2), 4, 8) == pytest.approx(
+        instructions * 1.052 / 400e6, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "bits", "expected"),
+    [
+        (conv("first", (3, 32, 32), 16, 3), 8, 112),
+        (conv("first", (3, 32, 32), 16, 3), 4, 108),
+        (conv("last", (64, 8, 8), 64, 3), 8, 2304),
+        (conv("pointwise", (64, 8, 8), 64, 1), 4, 0),
+        (conv("depthwise", (64, 12, 12), 64, 3, groups=64), 8, 0),
+        (conv("depthwise", (64, 12, 12), 64, 3, groups=64), 4, 1152),
+    ],
+)
+def test_cmsis_nn_scratch_as_counted(op: Operation, bits: int, expected: int) -> None:
+    _, scratch = cost_model(M7)._pricer.layer(op.name, layer_facts(op), (bits,), (8,))
+    assert scratch.item() == expected
+
+
+def test_a53_convolution_by_hand() -> None:
+    """K = 144, 1024 pixels, 16 channels: cycles of the tiles plus gathering, over clock and attained fraction."""
+    op, scale = conv("c", (16, 32, 32), 16, 3), 1 / (1.2e9 * 0.63)
+    gather = 1024 * (144 * 0.11 + 3 * 10)
+    w8 = 256 * 1 * (4 * 16 * 144 / 3.05 + 50) + gather
+    w4 = 512 * 4 * (2 * 4 * 144 / 4.53 + 3 * 9 + 43) + gather
+    w2 = 256 * 4 * (4 * 4 * 192 / 7.37 + 93 + 65) + 1024 * (192 / 4 * 0.11 + 3 * 10)
+    assert latency(A53, op, 8, 8) == pytest.approx(w8 * scale, rel=1e-12)
+    assert latency(A53, op, 4, 8) == pytest.approx(w4 * scale, rel=1e-12)
+    assert latency(A53, op, 2, 2) == pytest.approx(w2 * scale, rel=1e-12)
+    assert latency(A53, op, 4, 4) == pytest.approx((w4 + 16384 * 0.27) * scale, rel=1e-12)
+
+
+def test_flash_is_what_the_serializer_writes() -> None:
+    space, tables, _ = priced("unusual", A53)
+    policy = uniform(space, 4, 8)
+    shared = 8 * 36 + 2 * 8 * 9  # 4-bit weights once, constants for both uses
+    others = 8 * 18 + 8 * 9 + 8 * 5 + 8 * 9 + 8 * 4 + 8 * 9 + 5 * 8 + 5 * 9
+    assert tables.price(policy)[FLASH] == shared + others + 2 * 256
+
+
+def test_resnet8_on_m7_trades_flash_for_time() -> None:
+    """55 % of the 8-bit flash costs about 1.4 x the latency, 65 % about 1.2 x. Source: emulated counts of CMSIS-NN."""
+    space, tables, _ = priced("resnet8", M7)
+    base = tables.price(uniform(space, 8, 8))
+    points = []
+    for choice in itertools.product((4, 8), repeat=len(space.searched)):
+        flash = latency_s = 0.0
+        bits = dict(zip((v.name for v in space.searched), choice, strict=True))
+        for factor in tables.factors:
+            if factor.cost != PEAK_RAM:
+                index = tuple(
+                    space[name].candidates.index(bits[name]) if name in bits else 0 for name in factor.variables
+                )
+                value = float(factor.table[index])
+                flash, latency_s = (flash + value, latency_s) if factor.cost == FLASH else (flash, latency_s + value)
+        points.append((flash / base[FLASH], latency_s / base[LATENCY]))
+    assert min(time for flash, time in points if flash <= 0.55) == pytest.approx(1.42, abs=0.06)
+    assert min(time for flash, time in points if flash <= 0.65) == pytest.approx(1.21, abs=0.05)
+
+
+# -- golden orderings ---------------------------------------------------------------------------------------------
+
+
+LAYERS = [
+    conv("3x3", (16, 32, 32), 16, 3), conv("3x3b", (64, 8, 8), 64, 3), conv("1x1", (64, 12, 12), 128, 1),
+    conv("stem", (3, 32, 32), 16, 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("device", [M7, M4])
+@pytest.mark.parametrize("op", [*LAYERS, conv("dw", (64, 12, 12), 64, 3, groups=64)], ids=lambda op: op.name)
+def test_cmsis_nn_4_bit_weights_cost_time(device: str, op: Operation) -> None:
+    assert latency(device, op, 4, 8) > 1.15 * latency(device, op, 8, 8)
+
+
+@pytest.mark.parametrize("k", [64, 128, 144, 256, 288, 576, 1152])
+def test_a53_4_bit_weights_are_faster(k: int) -> None:
+    op = conv("c", (k // 9, 8, 8), 64, 3) if k % 9 == 0 else conv("c", (k, 8, 8), 64, 1)
+    assert latency(A53, op, 4, 8) < 0.97 * latency(A53, op, 8, 8)
+    assert latency(A53, op, 2, 8) <= latency(A53, op, 4, 8)
+    if k >= 144:
+        assert latency(A53, op, 2, 2) < 0.9 * latency(A53, op, 4, 8)
+
+
+def test_a53_gains_approach_the_kernels_ratios() -> None:
+    op = conv("c", (512, 16, 16), 512, 3)
+    assert latency(A53, op, 8, 8) / latency(A53, op, 4, 8) == pytest.approx(1.4, abs=0.05)
+    assert latency(A53, op, 8, 8) / latency(A53, op, 2, 2) == pytest.approx(2.3, abs=0.1)
+
+
+def test_a53_short_rows_gain_nothing() -> None:
+    stem = conv("stem", (3, 32, 32), 16, 3)
+    for weight_bits, act_bits in itertools.product((2, 4, 8), repeat=2):
+        assert latency(A53, stem, weight_bits, act_bits) >= latency(A53, stem, 8, 8)
+
+
+def test_a53_depthwise_low_bits_cost_time() -> None:
+    op = conv("dw", (64, 12, 12), 64, 3, groups=64)
+    for weight_bits, act_bits in ((4, 8), (2, 8), (8, 4), (8, 2), (2, 2)):
+        assert latency(A53, op, weight_bits, act_bits) > latency(A53, op, 8, 8)
+
+
+def test_a53_other_pairs_pay_for_unpacking() -> None:
+    op = conv("c", (64, 16, 16), 64, 3)
+    assert latency(A53, op, 8, 4) > latency(A53, op, 8, 8) < latency(A53, op, 8, 2)
+    assert latency(A53, op, 4, 4) > latency(A53, op, 4, 8) < latency(A53, op, 4, 2)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 96), st.integers(1, 24), st.integers(1, 96), st.sampled_from([1, 3]))
+def test_a53_a_wider_container_bounds_the_price(channels: int, size: int, out: int, kernel: int) -> None:
+    """No pair costs more than the 8-bit layer plus unpacking both operands."""
+    op = conv("c", (channels, size, size), out, kernel)
+    facts, pricer = layer_facts(op), cost_model_a53()
+    seconds, scratch = pricer.layer("c", facts, (2, 4, 8), (2, 4, 8))
+    unpack = (facts.weights + facts.inputs) * 0.27 * pricer.seconds_per_cycle
+    assert (seconds <= seconds[2, 2] + unpack + 1e-15).all()
+    assert (scratch >= 0).all()
+
+
+@cache
+def cost_model_a53() -> TilePricer:
+    pricer = cost_model(A53)._pricer
+    assert isinstance(pricer, TilePricer)
+    return pricer
+
+
+def test_staircase_of_k() -> None:
+    """Rows of 17 to 32 weights cost the tiles of 32."""
+    pricer = cost_model_a53()
+    facts = [LayerFacts("linear", 1, 64, k, 1, 64, 64 * k, k, k, 64 * k, 1, False, k) for k in (17, 32, 33)]
+    kernel = next(kernel for kernel in pricer.engine.kernels if kernel.name == "w4a8_mlal16_2x4")
+    a, b, c = (tile_cycles(kernel, f) for f in facts)
+    assert a == b < c
+
+
+# -- contract -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", list_profiles())
+@pytest.mark.parametrize("model", MODELS)
+def test_contract(model: str, device: str) -> None:
+    space, tables, cost = priced(model, device)
+    graph = traced(model)
+    protocol: CostModel = cost
+    assert protocol.name == device
+    assert {factor.operation for factor in tables.factors if factor.cost == LATENCY} == set(graph.nodes)
+    assert tables.costs == COSTS
+    smallest: dict[str, float] = dict.fromkeys((LATENCY, FLASH), 0.0)
+    largest = dict(smallest)
+    for factor in tables.factors:
+        if factor.cost != PEAK_RAM:
+            smallest[factor.cost] += factor.table.min()
+            largest[factor.cost] += factor.table.max()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros(len(space.variables), max(len(v.candidates) for v in space.variables), dtype=torch.float64)
+    for row, variable in enumerate(space.variables):
+        size = len(variable.candidates)
+        rows[row, :size] = torch.rand(size, generator=generator, dtype=torch.float64).softmax(0)
+    expected = tables.expected(rows)
+    for name in smallest:
+        assert smallest[name] * (1 - 1e-12) <= float(expected[name]) <= largest[name] * (1 + 1e-12)
+    for weight_bits, act_bits in ((8, 8), (4, 8), (2, 2), (4, 2)):
+        policy = uniform(space, weight_bits, act_bits)
+        price = tables.price(policy)
+        assert price == {name: float(v) for name, v in tables.expected(tables.one_hot(policy)).items()}
+        plan = cost.plan(graph, space, policy)
+        assert max(plan.live_bytes) == price[PEAK_RAM]
+        assert [float(b) for b in plan.live_bytes] == tables.step_sums(tables.one_hot(policy)).tolist()
+        assert price[PEAK_RAM] <= cost.arena_bytes(graph, space, policy) <= 1.5 * price[PEAK_RAM]
+
+
+@pytest.mark.parametrize("device", list_profiles())
+def test_more_bits_never_less_flash(device: str) -> None:
+    _, tables, _ = priced("unusual", device)
+    for factor in tables.factors:
+        if factor.cost == FLASH and factor.table.ndim:
+            assert (np.diff(factor.table) > 0).all()
+
+
+@pytest.mark.parametrize("device", [A53, M7])
+def test_gradients_of_the_expectation(device: str) -> None:
+    space, tables, _ = priced("unusual", device)
+    rows = torch.zeros(len(space.variables), max(len(v.candidates) for v in space.variables), dtype=torch.float64)
+    for row, variable in enumerate(space.variables):
+        rows[row, : len(variable.candidates)] = 1.0 / len(variable.candidates)
+    rows.requires_grad_()
+    for name, scale in ((LATENCY, 1e6), (FLASH, 1e-2)):
+        assert torch.autograd.gradcheck(lambda p, n=name, s=scale: tables.expected(p)[n] * s, (rows,))
+
+
+def test_factors_of_mobilenet_v2_are_quick() -> None:
+    graph, cost = traced("mobilenet_v2"), cost_model(A53)
+    space = build_space(graph, cost)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        cost.factors(graph, space)
+        best = min(best, time.perf_counter() - start)
+    assert best <= 0.1
+
+
+def test_tied_tensors_share_an_axis() -> None:
+    _, tables, _ = priced("unusual", A53)
+    doubled = next(f for f in tables.factors if f.operation.startswith("add") and f.part == "compute")
+    assert len(doubled.variables) == 2  # x + x reads one variable
+    assert all(len(set(factor.variables)) == len(factor.variables) for factor in tables.factors)
+
+
+def test_packing_outputs_costs_time_on_a53_and_unpacking_is_paid_by_the_reader() -> None:
+    _, tables, _ = priced("resnet8", A53)
+    output = next(f for f in tables.factors if f.part == "output" and f.table.shape == (3,))
+    assert output.table[0] > output.table[2] < output.table[1]
+    residual = next(f for f in tables.factors if f.operation.startswith("blocks.0.add") and f.part == "compute")
+    assert residual.table.min() == residual.table[(-1,) * residual.table.ndim]
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_operation_is_never_free() -> None:
+    graph = nx.MultiDiGraph()
+    graph.add_node("warp", operation=Operation("warp", "grid_sample", (), (4,)))
+    cost = cost_model(M7)
+    space = SearchSpace(
+        (Variable("activations/warp", "activations", (8,), ("warp",)),), {}, {"warp": "activations/warp"}
+    )
+    for call in (lambda: cost.factors(graph, space), lambda: build_space(graph, cost)):
+        with pytest.raises(CostError, match=r"'warp'.*grid_sample"):
+            call()
+
+
+def test_an_illegal_precision_names_the_layer() -> None:
+    graph = traced("resnet8")
+    space = build_space(graph, cost_model(A53))
+    with pytest.raises(CostError, match=r"'stem'.*weight bits \[2\] are not executed by cortex-m7"):
+        cost_model(M7).factors(graph, space)
+
+
+def test_legality() -> None:
+    cost = cost_model(M7)
+    assert cost.legal_weight_bits(conv("g", (8, 4, 4), 8, 3, groups=2)) == (8,)
+    assert cost.legal_weight_bits(operation(traced("resnet8"), "fc")) == (4, 8)
+    assert {cost.legal_activation_bits(op) for op in operations(traced("resnet8"))} == {(8,)}
