@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -17,6 +18,7 @@ ROLES = ("weights", "activations")
 LABELLED_LAYERS = 40
 """A heat map with more layers than this leaves numbers to the hover and names only some of them."""
 
+WIDEST = max(BIT_COLORS)
 TICK_CHARACTERS = 19
 TICK_HEIGHT = 130
 """Room in pixels under a heat map for its slanted names."""
@@ -35,14 +37,12 @@ def schedule_facts(record: RunRecord) -> pd.DataFrame:
     """
     order = schedule(record)
     owner = _tensor_owners(record)
-    by_role = {role: rows.set_index(["point", "name"])["bits"] for role, rows in record.bits.groupby("role")}
     rows = []
-    for point in record.points["name"]:
-        weights = _bits_of(by_role, "weights", point)
-        activations = _bits_of(by_role, "activations", point)
+    for point in record.front["points"]:
+        weights, activations = point["weights"], point["activations"]
         for name in order:
             own = activations.get(name, activations.get(owner.get(name, name)))
-            rows.append((point, name, weights.get(name), own))
+            rows.append((point["name"], name, weights.get(name), own))
     frame = pd.DataFrame(rows, columns=["point", "operation", "weight_bits", "act_bits"])
     return frame.astype({"weight_bits": float, "act_bits": float})
 
@@ -50,12 +50,6 @@ def schedule_facts(record: RunRecord) -> pd.DataFrame:
 def schedule(record: RunRecord) -> list[str]:
     """Returns every operation once, in execution order: those of the graph, then any that only the costs name."""
     return list(dict.fromkeys([*record.graph.nodes, *record.operations["operation"], *record.live["operation"]]))
-
-
-def _bits_of(by_role: dict[str, pd.Series], role: str, point: str) -> dict[str, int]:
-    if role not in by_role or point not in by_role[role].index.get_level_values(0):
-        return {}
-    return {str(name): int(bits) for name, bits in by_role[role][point].items()}
 
 
 def _tensor_owners(record: RunRecord) -> dict[str, str]:
@@ -81,12 +75,10 @@ def heatmap_figure(facts: pd.DataFrame, order: Sequence[str] | None = None) -> g
         order: policies from bottom to top; the order of the facts by default.
     """
     policies = list(order if order is not None else dict.fromkeys(facts["point"]))
-    known = sorted(BIT_COLORS)
-    step = 1 / len(known)
-    scale = [
-        [min(1.0, edge), BIT_COLORS[bits]]
-        for place, bits in enumerate(known)
-        for edge in (place * step, (place + 1) * step)
+    scale = [[0, "rgba(0,0,0,0)"]] + [
+        [max(0.0, min(1.0, (bits + edge) / WIDEST)), color]
+        for bits, color in sorted(BIT_COLORS.items())
+        for edge in (-0.5, 0.5)
     ]
     rows_height = max(80, min(600, 20 * len(policies)))
     gap = TICK_HEIGHT / (2 * rows_height + TICK_HEIGHT)
@@ -94,14 +86,15 @@ def heatmap_figure(facts: pd.DataFrame, order: Sequence[str] | None = None) -> g
     for row, role in enumerate(ROLES, start=1):
         table = facts[facts["role"] == role].pivot(index="point", columns="name", values="bits")
         table = table.reindex(index=policies, columns=list(dict.fromkeys(facts.loc[facts["role"] == role, "name"])))
-        places = table.map(lambda bits: known.index(int(bits)) if bits in known else None)
-        labels = table.map(lambda bits: "" if pd.isna(bits) else str(int(bits)))
+        few = table.shape[1] <= LABELLED_LAYERS
+        # bytes instead of floats where no bits are missing: 500 policies of 300 layers must stay small
+        z = table.to_numpy(dtype=np.float32) if table.isna().any(axis=None) else table.to_numpy(dtype=np.uint8)
         drawing.add_heatmap(
-            z=places.astype(float).to_numpy(), x=[plot_text(name) for name in table.columns], name=role,
-            y=[plot_text(name) for name in policies], text=labels.to_numpy(), zmin=-0.5, zmax=len(known) - 0.5,
-            colorscale=scale, showscale=False, xgap=1, ygap=1, hoverongaps=False,
-            texttemplate="%{text}" if table.shape[1] <= LABELLED_LAYERS else None,
-            hovertemplate="%{y}<br>%{x}: %{text} bit<extra></extra>", row=row, col=1,
+            z=z, x=[plot_text(name) for name in table.columns], name=role,
+            y=[plot_text(name) for name in policies], zmin=0, zmax=WIDEST,
+            colorscale=scale, showscale=False, xgap=int(few), ygap=int(few), hoverongaps=False,
+            texttemplate="%{z}" if few else None,
+            hovertemplate="%{y}<br>%{x}: %{z} bit<extra></extra>", row=row, col=1,
         )  # fmt: skip
         every = math.ceil(table.shape[1] / LABELLED_LAYERS)
         drawing.update_xaxes(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -18,7 +21,7 @@ def facts(record: RunRecord) -> pd.DataFrame:
 
     Added columns: ``weight_bits`` and ``act_bits`` (mean over layers and tensor groups), ``uniform`` (``w8a8`` for a
     uniform baseline, else empty), ``mixed`` (a searched policy that is none of the uniform ones), ``best``, and for
-    each cost ``<cost>_ratio`` to the uniform 8-bit policy (NaN without one).
+    each cost ``<cost>_ratio`` to uniform 8 bit (a baseline of the front, else the run's reference, else NaN).
     """
     points = record.points.copy()
     by_role = record.bits.pivot_table(index="point", columns="role", values="bits", aggfunc="mean")
@@ -26,7 +29,7 @@ def facts(record: RunRecord) -> pd.DataFrame:
     points["weight_bits"] = points["name"].map(by_role["weights"])
     points["act_bits"] = points["name"].map(by_role["activations"])
     is_uniform = points["origin"] == "uniform"
-    policies = {name: _policy_key(rows) for name, rows in record.bits.groupby("point", sort=False)}
+    policies = {point["name"]: _policy_key(point) for point in record.front["points"]}
     uniform_keys = {policies.get(name) for name in points.loc[is_uniform, "name"]}
     points["uniform"] = [
         _uniform_label(record, name) if uniform else ""
@@ -39,13 +42,15 @@ def facts(record: RunRecord) -> pd.DataFrame:
     points["best"] = points["name"] == record.best
     baseline = points[points["uniform"] == f"w{BASELINE_BITS}a{BASELINE_BITS}"]
     for cost in COSTS:
-        reference = float(baseline[cost].iloc[0]) if len(baseline) else float("nan")
+        recorded = (record.front.get("reference") or {}).get(cost)
+        reference = float(baseline[cost].iloc[0]) if len(baseline) else float(recorded or "nan")
         points[f"{cost}_ratio"] = points[cost] / reference
     return points
 
 
-def _policy_key(rows: pd.DataFrame) -> frozenset[tuple[str, str, int]]:
-    return frozenset(zip(rows["role"], rows["name"], rows["bits"], strict=True))
+def _policy_key(point: Mapping[str, Any]) -> frozenset[tuple[str, str, int]]:
+    roles = ("weights", "activations")
+    return frozenset((role, name, bits) for role in roles for name, bits in point[role].items())
 
 
 def _uniform_label(record: RunRecord, point: str) -> str:

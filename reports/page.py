@@ -27,6 +27,7 @@ from reports.record import POINT_COLUMNS, RunRecord, load_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 LAYER_DIGITS = 6
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def build_report(run: Path | str) -> Path:
@@ -146,6 +147,7 @@ def page_data(record: RunRecord, points: pd.DataFrame) -> dict[str, Any]:
         "front": _views(record, points),
         "task": dict(record.task),
         "note": label("latency_s", record.calibrated),
+        "alphabet": ALPHABET,
         "colors": BIT_COLORS,
         "noBits": NO_BITS,
     }
@@ -159,14 +161,25 @@ def plain(figure: go.Figure) -> dict[str, Any]:
 
 
 def _policies(record: RunRecord) -> dict[str, Any]:
-    """Policies as bitwidth rows under shared names: ``{role: {"names": […], "bits": {policy: […]}}}``."""
-    shipped = {}
+    """Policies as compact rows of bitwidths under shared names: ``{role: {"names": […], "bits": {policy: row}}}``."""
+    shipped: dict[str, Any] = {}
     for role, rows in record.bits.groupby("role", sort=False):
         table = rows.pivot(index="point", columns="name", values="bits")
         table = table.reindex(columns=list(dict.fromkeys(rows["name"])))
-        listed = [[None if pd.isna(b) else int(b) for b in row] for row in table.to_numpy()]
+        listed = [compact([-1 if pd.isna(b) else int(b) for b in row]) for row in table.to_numpy()]
         shipped[str(role)] = {"names": list(table.columns), "bits": dict(zip(table.index, listed, strict=True))}
     return shipped
+
+
+def compact(codes: list[int]) -> str | list[int]:
+    """Returns small integers as one character each (``-`` for -1), so 500 policies of 300 layers fit the page.
+
+    >>> compact([8, -1, 10]), compact([100])
+    ('8-A', [100])
+    """
+    if max(codes, default=0) >= len(ALPHABET):
+        return codes
+    return "".join("-" if code < 0 else ALPHABET[code] for code in codes)
 
 
 def _layers(layers: pd.DataFrame, order: list[str]) -> dict[str, Any]:
@@ -178,9 +191,10 @@ def _layers(layers: pd.DataFrame, order: list[str]) -> dict[str, Any]:
         table = layers.pivot(index="operation", columns="point", values=column).reindex(names, columns=order) / scale
         codes, values = [], []
         for row in table.to_numpy(dtype=float):
-            found, distinct = pd.factorize(pd.Series([float(f"{value:.{LAYER_DIGITS}g}") for value in row]))
-            codes.append(found.tolist())
-            values.append(list(distinct))
+            found, distinct = pd.factorize(row)
+            rounded = [float(f"{value:.{LAYER_DIGITS}g}") for value in distinct]
+            codes.append(compact(found.tolist()))
+            values.append(rounded)
         shipped["columns"][column] = {"codes": codes, "values": values}
     return shipped
 

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from ddq_search.errors import RunError
 from reports.compare import build_comparison
-from reports.page import build_report
+from reports.page import ALPHABET, build_report
 from reports.record import load_run
 from tests.recorded_run import LAYERS, POLICIES, write_run
 
@@ -86,11 +86,14 @@ def test_numbers_on_the_page_equal_the_runs(page: Path) -> None:
             assert points[written["name"]][key] == written[key]
         for role in ("weights", "activations"):
             part = data["policies"][role]  # type: ignore[index]
-            assert dict(zip(part["names"], part["bits"][written["name"]], strict=True)) == written[role]
+            row = [ALPHABET.index(character) for character in part["bits"][written["name"]]]
+            assert dict(zip(part["names"], row, strict=True)) == written[role]
     layers = data["layers"]
     place = data["order"].index("p03")  # type: ignore[attr-defined]
     column = layers["columns"]["flash_bytes"]  # type: ignore[index]
-    shipped = [values[codes[place]] for codes, values in zip(column["codes"], column["values"], strict=True)]
+    shipped = [
+        values[ALPHABET.index(codes[place])] for codes, values in zip(column["codes"], column["values"], strict=True)
+    ]
     written = [row["flash_bytes"] / 1024 for row in record.front["points"][3]["operations"]]
     assert shipped == pytest.approx(written, rel=1e-5)
 

@@ -1,11 +1,13 @@
 const points = new Map(data.points.map((point) => [point.name, point]));
 let shown = data.best;
 
+const code = (row, place) => (typeof row === "string" ? data.alphabet.indexOf(row[place]) : row[place]);
+
 function policyOf(name) {
   const policy = {};
   for (const [role, part] of Object.entries(data.policies)) {
-    const bits = part.bits[name] || [];
-    policy[role] = Object.fromEntries(part.names.map((key, place) => [key, bits[place]]).filter(([, b]) => b !== null && b !== undefined));
+    const row = part.bits[name] || "";
+    policy[role] = Object.fromEntries(part.names.map((key, place) => [key, code(row, place)]).filter(([, b]) => b > 0));
   }
   return policy;
 }
@@ -13,7 +15,7 @@ function policyOf(name) {
 function layerValues(column, name) {
   const place = data.order.indexOf(name);
   const { codes, values } = data.layers.columns[column];
-  return codes.map((row, op) => (row[place] < 0 ? null : values[op][row[place]]));
+  return codes.map((row, op) => { const index = code(row, place); return index < 0 ? null : values[op][index]; });
 }
 
 const bitColor = (bits) => (bits === null ? data.noBits : data.colors[bits] || data.noBits);

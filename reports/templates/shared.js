@@ -20,7 +20,13 @@ function themed(layout) {
     copy.dragmode = false;
     copy.legend = { ...copy.legend, y: 0, yref: "container", yanchor: "bottom", font: { size: 10.5 } };
     copy.height = (copy.height || 400) + (copy.showlegend === false ? 0 : 90);
-    for (const note of copy.annotations || []) note.font = { ...note.font, size: 11 };
+    const panels = Object.keys(copy).filter((key) => /^xaxis/.test(key)).length;
+    for (const note of copy.annotations || []) note.font = { ...note.font, size: panels > 1 ? 9.5 : 11 };
+    for (const key of Object.keys(copy)) {
+      const axis = copy[key];
+      if (/^yaxis/.test(key) && axis.ticktext) axis.ticktext = axis.ticktext.map((name) => ending(name, 14));
+      if (/^xaxis/.test(key) && panels > 2) Object.assign(axis, { nticks: 3, tickangle: 0 });
+    }
   }
   for (const key of Object.keys(copy)) {
     if (/^[xy]axis\d*$/.test(key)) {
@@ -28,6 +34,12 @@ function themed(layout) {
     }
   }
   return copy;
+}
+
+function ending(escaped, characters) {
+  const name = escaped.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
+  const cut = name.length > characters ? "…" + name.slice(1 - characters) : name;
+  return cut.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
 
 function draw(id, figure) {
@@ -66,7 +78,8 @@ function startTheme() {
 
 function number(value, digits = 4) {
   if (value === null || value === undefined) return "–";
-  return Math.abs(value) >= 10 ** digits ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(digits)));
+  const large = Math.abs(value) >= 10 ** digits;
+  return value.toLocaleString("en", large ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: digits });
 }
 
 function element(tag, text, attributes = {}) {
