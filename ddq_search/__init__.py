@@ -15,7 +15,8 @@ _PUBLIC = {
     "CostTables": "ddq_search.cost",
     "Budgeted": "ddq_search.wrap",
     "wrap": "ddq_search.wrap",
-    "search": "ddq_search.search",
+    "find": "ddq_search.wrap",
+    "load_config": "ddq_search.config",
     "LoaderSource": "ddq_search.task",
     "DDQError": "ddq_search.errors",
 }

@@ -178,7 +178,7 @@ class _Run:
     def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
         def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
             value = self._task_loss(net(x), x, y, teacher)
-            return value, {"loss": f"{float(value):.3f}"}
+            return value, {"loss": f"{value.item():.3f}"}
 
         return Phase(name, name, net, [(self._weight_optimizer(net), rate)], loss, epochs, cosine)
 
@@ -243,9 +243,9 @@ class _Run:
             expected = tables.expected(probabilities)
             last["expected"] = expected
             shown = {
-                LABELS[cost]: f"{100 * float(expected[cost]) / limit:.0f}%" for cost, limit in lagrangian.targets[index].items()
+                LABELS[cost]: f"{100 * expected[cost].item() / limit:.0f}%" for cost, limit in lagrangian.targets[index].items()
             }
-            return value + lagrangian.term(index, expected), {"loss": f"{float(value):.3f}", "set": str(index), **shown}
+            return value + lagrangian.term(index, expected), {"loss": f"{value.item():.3f}", "set": str(index), **shown}
 
         def after_step(number: int) -> None:
             net.gates.project()

@@ -20,7 +20,7 @@ from ddq_search.errors import ConfigError, VerificationError
 from ddq_search.judgement import Front
 from ddq_search.record import RunDirectory, locked
 from ddq_search.search import search as run_search
-from ddq_search.verify import OnnxReport
+from ddq_search.export.onnx_runtime import OnnxReport
 
 app = typer.Typer(
     name="ddq-search", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

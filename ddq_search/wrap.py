@@ -1,0 +1,143 @@
+"""Three calls for a user's own training loop, and the whole search in one.
+
+Wrap the model, add the cost to the loss, read the policy::
+
+    net = wrap(model, example, device, budgets={"latency": "80%"})
+    for x, y in loader:
+        loss = criterion(net(x), y) + net.cost()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+    policy = net.policy()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddq_search.config import BudgetConfig, RunConfig
+from ddq_search.cost import CostModel, CostTables
+from ddq_search.errors import BudgetError
+from ddq_search.feasibility import Pricing, require_feasible
+from ddq_search.judgement import Front
+from ddq_search.lagrangian import AugmentedLagrangian
+from ddq_search.policy import Policy
+from ddq_search.record import RunDirectory
+from ddq_search.search import pose, search
+from ddq_search.space import Rule, build_space
+from ddq_search.supernet import Supernet
+from ddq_search.task import DataSource, Task
+from ddq_search.trace import trace
+from ddq_search.training import Progress
+
+
+class Budgeted(nn.Module):
+    """A searchable model that knows its price; made by `wrap`.
+
+    In training mode each forward pass samples a precision for every tensor; in evaluation mode the most probable
+    policy within the budgets computes.
+    """
+
+    def __init__(self, net: Supernet, pricing: Pricing, limits: Mapping[str, float], seed: int = 0) -> None:
+        super().__init__()
+        self.net = net
+        self.pricing = pricing
+        self.limits = dict(limits)
+        self._lagrangian = AugmentedLagrangian([self.limits])
+        self._generator = torch.Generator().manual_seed(seed)
+        self._probabilities: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the model's output ``[N, ...]`` at sampled (training) or chosen (evaluation) precisions."""
+        if self.training:
+            self.net.gates.project()
+            uniform = torch.rand(len(self.net.space.variables), generator=self._generator)
+            self._probabilities = self.net.sample(0, uniform)
+        else:
+            self.net.set_policy(self.policy().bits)
+        output: Tensor = self.net(x)
+        return output
+
+    def cost(self) -> Tensor:
+        """Returns the penalty of the last training forward pass: add it to the loss once per step.
+
+        Zero gradient while every expected cost is within its budget; multipliers grow while one is not.
+
+        Raises:
+            BudgetError: called before a forward pass in training mode.
+        """
+        if self._probabilities is None:
+            raise BudgetError("cost() belongs after a forward pass in training mode")
+        expected = self.pricing.tables.expected(self._probabilities)
+        term = self._lagrangian.term(0, expected)
+        self._lagrangian.update(0, expected)
+        return term.float()
+
+    def expected(self) -> dict[str, float]:
+        """Returns the expected cost by name under the present gates."""
+        with torch.no_grad():
+            probabilities = self.net.gates.probabilities(self.net.gates.cumulative(0))
+            return {cost: value.item() for cost, value in self.pricing.tables.expected(probabilities).items()}
+
+    def policy(self, name: str = "searched") -> Policy:
+        """Returns the most probable policy that keeps every budget, priced."""
+        with torch.no_grad():
+            probabilities = self.net.gates.probabilities(self.net.gates.cumulative(0)).cpu().numpy()
+        bits = self.pricing.most_likely(np.log(np.clip(probabilities, 1e-6, 1.0)), self.limits, [])
+        assert bits is not None, "feasibility was checked when the model was wrapped"
+        return Policy(name, bits, "search", {"device": self.pricing.device.name, **self.pricing.price(bits)})
+
+
+def wrap(
+    model: nn.Module,
+    example: Tensor,
+    device: CostModel,
+    *,
+    budgets: Mapping[str, str | float] | None = None,
+    pins: Mapping[str, int | list[int]] | None = None,
+    calibration: Iterable[Tensor] | None = None,
+    seed: int = 0,
+) -> Budgeted:
+    """Returns a searchable copy of a model, priced on a device.
+
+    Args:
+        model: a float model, best trained already.
+        example: one input batch ``[N, ...]``.
+        device: a cost model, such as ``hardware_models.model.cost_model("cortex-m7-stm32h743-cmsis-nn")``.
+        budgets: ``latency``, ``flash``, ``peak_ram``: ``"80%"`` of uniform 8 bit, or ms and KiB.
+        pins: name pattern → bitwidth or bitwidths.
+        calibration: input batches from which the quantizers' ranges start; ``example`` when None.
+        seed: of the sampled precisions.
+
+    Raises:
+        DDQError: the model cannot be traced or priced, or no policy meets the budgets.
+    """
+    graph = trace(model, example)
+    rules = [Rule(p, tuple(b) if isinstance(b, list) else (b,)) for p, b in (pins or {}).items()]
+    space = build_space(graph, device, rules=rules)
+    pricing = Pricing.build(graph, device, CostTables(space, device.factors(graph, space)))
+    wishes = BudgetConfig.model_validate(dict(budgets or {})).wishes()
+    limits = {wish.cost: wish.resolve(pricing.reference) for wish in wishes}
+    require_feasible(pricing, limits)
+    net = Supernet(model, graph, space)
+    net.calibrate([example] if calibration is None else calibration)
+    return Budgeted(net, pricing, limits, seed)
+
+
+def find(
+    model: nn.Module,
+    source: DataSource,
+    device: CostModel,
+    config: RunConfig,
+    *,
+    task: Task | None = None,
+    progress: Progress | None = None,
+) -> Front:
+    """Runs (or resumes) a whole search of a model in ``config.out`` and returns its front."""
+    problem = pose(model, source, device, config, task)
+    path = Path(config.out)
+    path.mkdir(parents=True, exist_ok=True)
+    return search(problem, RunDirectory(path), progress)
