@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from networks import MODELS, random_network
 
 from ddq_search.cost import FLASH, CostTables
 from ddq_search.integer.lowering import lower
 from ddq_search.integer.serialize import encode
 from ddq_search.space import build_space
 from hardware_models import cost_model
+from tests.networks import MODELS, random_network
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
