@@ -1,0 +1,111 @@
+"""Ordered gates: probabilities, sampling, window."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddq_search.quantizers.gates import Gates, choose
+
+
+def random_gates(candidates, sets=1, seed=0):
+    gates = Gates(candidates, sets)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in gates.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) * 1.6 - 0.8)
+    gates.project()
+    return gates
+
+
+@settings(max_examples=50, deadline=None)
+@given(candidates=st.lists(st.integers(1, 5), min_size=1, max_size=6), seed=st.integers(0, 1000))
+def test_probabilities_are_the_products_of_the_gates(candidates, seed):
+    gates = random_gates(candidates, seed=seed)
+    p = gates.probabilities(gates.cumulative(0))
+    assert p.dtype == torch.float64
+    torch.testing.assert_close(p.sum(1), torch.ones(len(candidates), dtype=torch.float64))
+    assert float(p.min()) >= 0
+    opened = ((gates.shared + gates.own[0] + 1) / 2).detach().double()
+    for row, count in enumerate(candidates):
+        g = opened[row, : count - 1].tolist()
+        for k in range(p.shape[1]):
+            product = 1.0
+            for i in range(min(k, count - 1)):
+                product *= g[i]
+            product *= 1 - g[k] if k < count - 1 else 1.0
+            expected = product if k < count else 0.0
+            assert float(p[row, k]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_brute_force_over_all_gate_states():
+    """Independent gates, ordered: the number of leading open gates has the distribution of the thermometer."""
+    gates = random_gates([4], seed=7)
+    g = ((gates.shared + gates.own[0] + 1) / 2)[0].tolist()
+    expected = [0.0] * 4
+    for states in itertools.product([0, 1], repeat=3):
+        probability = 1.0
+        for state, opened in zip(states, g, strict=True):
+            probability *= opened if state else 1 - opened
+        expected[next((i for i, state in enumerate(states) if not state), 3)] += probability
+    assert gates.probabilities(gates.cumulative(0))[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_sampling_frequencies():
+    gates = random_gates([3, 2, 1, 4], seed=3)
+    c = gates.cumulative(0)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.tensor([choose(c, torch.rand(4, generator=generator)) for _ in range(4000)])
+    p = gates.probabilities(c)
+    for row, count in enumerate((3, 2, 1, 4)):
+        assert int(draws[:, row].max()) < count
+        frequency = torch.bincount(draws[:, row], minlength=4) / len(draws)
+        torch.testing.assert_close(frequency.double(), p[row], atol=0.03, rtol=0)
+
+
+def test_extreme_draws_stay_inside_the_candidates():
+    gates = Gates([3, 1, 2], 1, start=0.96)
+    for u in (0.0, 0.5, 1 - 2**-24):
+        assert all(k < count for k, count in zip(choose(gates.cumulative(0), torch.full((3,), u)), (3, 1, 2), strict=True))
+    assert choose(gates.cumulative(0), torch.full((3,), 0.5)) == [2, 0, 1]
+
+
+def test_project_keeps_every_gate_in_its_window_and_alive():
+    gates = Gates([3, 3, 2], 3)
+    with torch.no_grad():
+        gates.shared.copy_(torch.tensor([[5.0, -5.0], [0.5, 0.5], [-3.0, 0.0]]))
+        gates.own[1].fill_(-9.0)
+        gates.own[2].fill_(0.7)
+    gates.project()
+    for index, own in enumerate(gates.own):
+        assert float((gates.shared + own).abs().max()) <= 0.96 + 1e-6
+        gates.probabilities(gates.cumulative(index))[:, 0].sum().backward()
+        assert bool((own.grad[gates.exists][:1] != 0).all())
+
+
+def test_gradient_of_missing_gates_is_zero():
+    gates = random_gates([3, 1, 2])
+    (gates.probabilities(gates.cumulative(0)) * torch.arange(3)).sum().backward()
+    assert torch.equal(gates.own[0].grad != 0, gates.exists)
+    assert torch.equal(gates.shared.grad, gates.own[0].grad)
+
+
+def test_a_set_without_its_turn_is_not_moved():
+    gates = Gates([3, 3], 3)
+    optimizer = torch.optim.Adam(gates.parameters(), lr=0.1)
+    for turn in (0, 2, 0):
+        optimizer.zero_grad(set_to_none=True)
+        gates.probabilities(gates.cumulative(turn))[:, 2].sum().backward()
+        optimizer.step()
+        gates.project()
+    assert torch.equal(gates.own[1], torch.zeros(2, 2))
+    assert not torch.equal(gates.own[0], gates.own[2])
+
+
+def test_start_is_near_the_widest_candidate():
+    p = Gates.probabilities(Gates([3], 1, start=0.6).cumulative(0))
+    assert p[0].tolist() == pytest.approx([0.2, 0.16, 0.64], abs=1e-6)
