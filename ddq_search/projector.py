@@ -17,8 +17,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ddq_search.cost import PEAK_RAM, CostTables, Factor
 
-_TIGHTEN = 1e-7
-_ATTEMPTS = 6
+_TIGHTEN = (1e-7, 1e-6, 3e-6, 1e-5, 1e-4, 1e-3)
+"""Share of a limit given up, attempt by attempt, when the solver's tolerance (1e-6) let a policy slip over it."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Projector:
         excluded: Sequence[Mapping[str, int]] = (),
     ) -> dict[str, int] | None:
         tightened = dict(limits)
-        for _ in range(_ATTEMPTS):
+        for share in _TIGHTEN:
             policy = self._solve_once(tightened, minimise, scores, excluded)
             if policy is None:
                 return None
@@ -123,8 +123,7 @@ class Projector:
             if not over:
                 return policy
             for cost in over:  # the solver's tolerance let it through: ask for a little less
-                tightened[cost] = min(tightened[cost], limits[cost]) - (price[cost] - limits[cost]) * 2
-                tightened[cost] -= _TIGHTEN * limits[cost]
+                tightened[cost] = limits[cost] * (1 - share) - 2 * (price[cost] - limits[cost])
         return None
 
     def _solve_once(

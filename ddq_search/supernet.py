@@ -106,7 +106,7 @@ class Supernet(nn.Module):
 
     def set_float(self) -> None:
         """Switches all quantizers off."""
-        self.mode = "float"
+        self._cumulative, self.mode = None, "float"
 
     def set_policy(self, policy: Mapping[str, int]) -> None:
         """Fixes every variable at a bitwidth (variable name → bits).

@@ -67,6 +67,7 @@ def test_channels_of_zeros_are_safe():
     assert bool((quantizer.steps(weight.detach()) > 0).all())
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("values", [torch.zeros(10), torch.full((10,), -2.0), torch.full((10,), 3.0), gaussian(100) - 50])
 def test_zero_is_representable_whatever_was_seen(values):
     for nonnegative in (False, bool(values.min() >= 0)):

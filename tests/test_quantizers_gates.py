@@ -26,7 +26,7 @@ def random_gates(candidates, sets=1, seed=0):
 @given(candidates=st.lists(st.integers(1, 5), min_size=1, max_size=6), seed=st.integers(0, 1000))
 def test_probabilities_are_the_products_of_the_gates(candidates, seed):
     gates = random_gates(candidates, seed=seed)
-    p = gates.probabilities(gates.cumulative(0))
+    p = gates.probabilities(gates.cumulative(0)).detach()
     assert p.dtype == torch.float64
     torch.testing.assert_close(p.sum(1), torch.ones(len(candidates), dtype=torch.float64))
     assert float(p.min()) >= 0
@@ -45,7 +45,7 @@ def test_probabilities_are_the_products_of_the_gates(candidates, seed):
 def test_brute_force_over_all_gate_states():
     """Independent gates, ordered: the number of leading open gates has the distribution of the thermometer."""
     gates = random_gates([4], seed=7)
-    g = ((gates.shared + gates.own[0] + 1) / 2)[0].tolist()
+    g = ((gates.shared + gates.own[0] + 1) / 2)[0].detach().tolist()
     expected = [0.0] * 4
     for states in itertools.product([0, 1], repeat=3):
         probability = 1.0
@@ -60,7 +60,7 @@ def test_sampling_frequencies():
     c = gates.cumulative(0)
     generator = torch.Generator().manual_seed(0)
     draws = torch.tensor([choose(c, torch.rand(4, generator=generator)) for _ in range(4000)])
-    p = gates.probabilities(c)
+    p = gates.probabilities(c).detach()
     for row, count in enumerate((3, 2, 1, 4)):
         assert int(draws[:, row].max()) < count
         frequency = torch.bincount(draws[:, row], minlength=4) / len(draws)
@@ -82,7 +82,7 @@ def test_project_keeps_every_gate_in_its_window_and_alive():
         gates.own[2].fill_(0.7)
     gates.project()
     for index, own in enumerate(gates.own):
-        assert float((gates.shared + own).abs().max()) <= 0.96 + 1e-6
+        assert float((gates.shared + own).detach().abs().max()) <= 0.96 + 1e-6
         gates.probabilities(gates.cumulative(index))[:, 0].sum().backward()
         assert bool((own.grad[gates.exists][:1] != 0).all())
 

@@ -17,6 +17,8 @@ from ddq_search.precision import FLOAT_BITS, ActivationGrid, activation_code_ran
 from ddq_search.quantizers.straight_through import Grid, QuantizeWithGates, codes
 
 _SMALLEST = 1e-8
+_CALIBRATION_VALUES = 1024
+"""Weights per output channel on which the error of a step is judged; the channel's largest is taken over all."""
 
 
 class DDQQuantizer(nn.Module):
@@ -89,9 +91,10 @@ class WeightQuantizer(DDQQuantizer):
         flat = weight.detach().flatten(1)
         statistic = self.statistic(weight)
         largest = flat.abs().amax(1).clamp_min(_SMALLEST)
+        sample = flat[:, :: -(-flat.shape[1] // _CALIBRATION_VALUES)]
         for k, grid in enumerate(self.grids):
             if grid is not None:
-                best = _least_error(flat, largest / grid.high, grid)
+                best = _least_error(sample, largest / grid.high, grid)
                 self.log_steps[k] = (best / statistic).log()
 
 
