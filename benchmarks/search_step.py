@@ -1,6 +1,6 @@
 """One search step over one plain FP32 step: same model, same memory layout, interleaved in one run, median.
 
-    python benchmarks/search_step.py --model resnet8 --batch 64 --threads 2 --out benchmarks/results/search_step.json
+python benchmarks/search_step.py --model resnet8 --batch 64 --threads 2 --out benchmarks/results/search_step.json
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     results = [_compare(arguments, layout) for layout in ("contiguous", "channels_last")]
-    document = {"command": " ".join(["benchmarks/search_step.py", *map(str, vars(arguments).values())]), "results": results}
+    document = {
+        "command": " ".join(["benchmarks/search_step.py", *map(str, vars(arguments).values())]),
+        "results": results,
+    }
     for result in results:
         print(json.dumps(result))
     if arguments.out:

@@ -9,13 +9,12 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Supernet": "ddq_search.supernet",
-    "trace": "ddq_search.trace",
     "build_space": "ddq_search.space",
     "Rule": "ddq_search.space",
     "CostTables": "ddq_search.cost",
-    "Budgeted": "ddq_search.wrap",
-    "wrap": "ddq_search.wrap",
-    "find": "ddq_search.wrap",
+    "Budgeted": "ddq_search.api",
+    "wrap": "ddq_search.api",
+    "find": "ddq_search.api",
     "load_config": "ddq_search.config",
     "LoaderSource": "ddq_search.task",
     "DDQError": "ddq_search.errors",

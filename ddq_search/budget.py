@@ -40,7 +40,9 @@ def parse(cost: str, text: str | float) -> Wish:
     unit, size = UNITS[cost]
     match = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(%|{unit})?\s*", str(text), re.IGNORECASE)
     if not match or not float(match[1]) > 0:
-        raise ConfigError(f"budget for {LABELS[cost]}: {text!r} is neither a positive number of {unit} nor a percentage")
+        raise ConfigError(
+            f"budget for {LABELS[cost]}: {text!r} is neither a positive number of {unit} nor a percentage"
+        )
     if match[2] == "%":
         return Wish(cost, float(match[1]) / 100, True)
     return Wish(cost, float(match[1]) * size, False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,9 @@ from ddq_search.feasibility import operation_costs
 from ddq_search.graph import operations
 from ddq_search.pareto import non_dominated
 from ddq_search.policy import Policy
+from ddq_search.problem import Problem
 from ddq_search.supernet import Supernet
 from ddq_search.task import Measure
-
-if TYPE_CHECKING:
-    from ddq_search.search import Problem
 
 
 @dataclass(frozen=True)

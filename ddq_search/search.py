@@ -13,90 +13,26 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddq_search import front as fronts
 from ddq_search.budget import LABELS, show
-from ddq_search.config import RunConfig
-from ddq_search.cost import CostModel, CostTables
+from ddq_search.cost import CostTables
 from ddq_search.errors import BudgetError
-from ddq_search.evaluation import IntegerEvaluator
-from ddq_search.feasibility import Pricing, require_feasible
-from ddq_search.graph import ModelGraph, to_json, write_graphml
-from ddq_search.integer.lowering import lower
+from ddq_search.graph import to_json, write_graphml
 from ddq_search.judgement import Candidate, Front, judge
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.policy import Policy, uniform
+from ddq_search.problem import EVALUATION_BATCH, Problem, evaluate_policy, inputs
 from ddq_search.record import RunDirectory, environment
-from ddq_search.space import Rule, SearchSpace, build_space
 from ddq_search.supernet import Supernet
-from ddq_search.task import Classification, DataSource, Measure, Split, Task, measure
-from ddq_search.trace import trace
+from ddq_search.task import Measure, Split, measure
 from ddq_search.training import Phase, Progress, Silent, cosine, run_phase, to_layout
-
-_EVALUATION_BATCH = 250
-_STATISTICS_EPOCH = 900_000
-"""Epoch key of the batches on which ranges and batch-norm statistics are estimated."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Everything that is known before training: model, data, device, space, prices and budgets."""
-
-    config: RunConfig
-    model: nn.Module
-    source: DataSource
-    graph: ModelGraph
-    space: SearchSpace
-    pricing: Pricing
-    budgets: Mapping[str, float]
-    task: Task
-
-    @property
-    def device(self) -> CostModel:
-        """The cost model of the target."""
-        return self.pricing.device
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies configuration, model, data and prices: what a checkpoint must belong to."""
-        prices = repr(sorted(self.pricing.reference.items()))
-        return self.config.fingerprint(to_json(self.graph), self.source.fingerprint, prices)
-
-    def supernet(self, sets: int = 1) -> Supernet:
-        """Returns a fresh supernet of the model."""
-        return Supernet(
-            self.model, self.graph, self.space, sets=sets, input_grid=self.source.input_grid,
-            gradient_share=self.config.search.gradient_share, gate_start=self.config.search.gate_start,
-        )  # fmt: skip
-
-
-def pose(
-    model: nn.Module, source: DataSource, device: CostModel, config: RunConfig, task: Task | None = None
-) -> Problem:
-    """Traces and prices the model and resolves the budgets.
-
-    Raises:
-        GraphError, SpaceError, CostError: the model, the candidates or the device do not fit together.
-        BudgetError: no policy meets the budgets.
-    """
-    graph = trace(model, torch.zeros(2, *source.input_shape))
-    rules = [
-        Rule(pattern, tuple(bits) if isinstance(bits, list) else (bits,)) for pattern, bits in config.space.pins.items()
-    ]
-    space = build_space(
-        graph, device, weight_bits=config.space.weight_bits, activation_bits=config.space.activation_bits, rules=rules
-    )
-    pricing = Pricing.build(graph, device, CostTables(space, device.factors(graph, space)))
-    budgets = {wish.cost: wish.resolve(pricing.reference) for wish in config.budgets.wishes()}
-    require_feasible(pricing, budgets)
-    return Problem(config, model, source, graph, space, pricing, budgets, task or Classification())
 
 
 def search(problem: Problem, record: RunDirectory, progress: Progress | None = None) -> Front:
@@ -128,7 +64,8 @@ def _begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
     record.write_text("graph.json", to_json(problem.graph))
     write_graphml(problem.graph, record.path / "graph.graphml")
     variables = [
-        {"name": v.name, "role": v.role, "candidates": v.candidates, "members": v.members} for v in problem.space.variables
+        {"name": v.name, "role": v.role, "candidates": v.candidates, "members": v.members}
+        for v in problem.space.variables
     ]
     record.write_json("space.json", {"variables": variables, "unused_rules": problem.space.unused_rules})
     for pattern in problem.space.unused_rules:
@@ -195,7 +132,10 @@ class _Run:
     def _weight_optimizer(self, net: Supernet) -> torch.optim.Optimizer:
         decayed = [p for p in net.model.parameters() if p.ndim > 1]
         free = [p for p in net.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ]
         return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
 
     def _in_layout(self, net: Supernet) -> Supernet:
@@ -243,7 +183,8 @@ class _Run:
             expected = tables.expected(probabilities)
             last["expected"] = expected
             shown = {
-                LABELS[cost]: f"{100 * expected[cost].item() / limit:.0f}%" for cost, limit in lagrangian.targets[index].items()
+                LABELS[cost]: f"{100 * expected[cost].item() / limit:.0f}%"
+                for cost, limit in lagrangian.targets[index].items()
             }
             return value + lagrangian.term(index, expected), {"loss": f"{value.item():.3f}", "set": str(index), **shown}
 
@@ -281,7 +222,9 @@ class _Run:
         net.set_policy(policy.bits)
         norm_batches = self.settings.norm_batches
         net.reestimate_norms(inputs(self.problem, norm_batches))
-        phase = self._weights_phase(f"tuning-{policy.name}", net, self.settings.finetune_epochs, self.settings.finetune_rate, teacher)
+        phase = self._weights_phase(
+            f"tuning-{policy.name}", net, self.settings.finetune_epochs, self.settings.finetune_rate, teacher
+        )
         steps = torch.optim.Adam(net.quantizers.parameters())
         phase.kind, phase.point = "finetune", policy.name
         phase.optimizers.append((steps, self.settings.step_rate / 3))
@@ -291,7 +234,9 @@ class _Run:
         self.record.save_checkpoint(name, net.state_dict(), {"loss": result.loss, "score": result.score})
         self.record.remove_checkpoint(phase.name)
         unit = self.task.unit
-        self.progress.note(f"{policy.name}: validation loss {result.loss:.4f}, {self.task.metric} {result.score:.2f} {unit}")
+        self.progress.note(
+            f"{policy.name}: validation loss {result.loss:.4f}, {self.task.metric} {result.score:.2f} {unit}"
+        )
         return Candidate(policy, net, result)
 
     # -- judging ------------------------------------------------------------------------------------------------
@@ -299,30 +244,18 @@ class _Run:
     def _measure_float(self, net: Supernet, split: Split) -> Measure:
         net.eval()
         with torch.no_grad():
-            batches = to_layout(self.source.plain(split, _EVALUATION_BATCH), self.settings.memory_layout)
+            batches = to_layout(self.source.plain(split, EVALUATION_BATCH), self.settings.memory_layout)
             return measure(self.task, [(net(x), y) for x, y in batches])
 
     def test(self, front: Front, baseline: Supernet) -> Front:
         """Reads the test split, once, for the float baseline and every point."""
         points = [
-            replace(point, test=evaluate_policy(self.problem, point.net, point.policy, "test")) if point.net is not None else point
+            replace(point, test=evaluate_policy(self.problem, point.net, point.policy, "test"))
+            if point.net is not None
+            else point
             for point in front.points
         ]
         return replace(front, points=tuple(points), float_test=self._measure_float(baseline, "test"))
-
-
-def inputs(problem: Problem, count: int) -> Iterator[Tensor]:
-    """Yields the same few training batches for every calibration and re-estimation of a problem."""
-    settings = problem.config.training
-    batches = problem.source.train(seed=problem.config.seed, epoch=_STATISTICS_EPOCH, batch_size=settings.batch_size)
-    return (x for x, _ in to_layout(itertools.islice(batches, count), settings.memory_layout))
-
-
-def evaluate_policy(problem: Problem, net: Supernet, policy: Policy, split: Split) -> Measure:
-    """Returns loss and metric of a trained policy, computed on integer codes."""
-    evaluator = IntegerEvaluator(lower(net.discretize(policy.bits), problem.device.arithmetic))
-    batches = problem.source.plain(split, _EVALUATION_BATCH)
-    return measure(problem.task, ((evaluator.scores(x), y) for x, y in batches))
 
 
 def _gate_facts(net: Supernet, lagrangian: AugmentedLagrangian, tables: CostTables) -> dict[str, Any]:
@@ -344,5 +277,3 @@ def _gate_facts(net: Supernet, lagrangian: AugmentedLagrangian, tables: CostTabl
         "gates": gates,
         "set": 0,
     }
-
-

@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ddq_search.config import RunConfig
 from ddq_search.cost import FLASH, LATENCY
 from ddq_search.errors import ConfigError, RunError
+from ddq_search.problem import Problem
 from ddq_search.record import RunDirectory
-from ddq_search.search import Problem, search
+from ddq_search.search import search
 from ddq_search.training import Progress, Silent
 
 _CONTINUES = "continues"
@@ -29,7 +30,9 @@ def settings(trial: Trial, base: RunConfig) -> RunConfig:
     training = base.training
     steps = {
         "joint_rate": trial.suggest_float("joint_rate", 0.3 * training.joint_rate, 3 * training.joint_rate, log=True),
-        "finetune_rate": trial.suggest_float("finetune_rate", 0.3 * training.finetune_rate, 3 * training.finetune_rate, log=True),
+        "finetune_rate": trial.suggest_float(
+            "finetune_rate", 0.3 * training.finetune_rate, 3 * training.finetune_rate, log=True
+        ),
         "step_rate": trial.suggest_float("step_rate", 0.3 * training.step_rate, 3 * training.step_rate, log=True),
         "gate_rate": trial.suggest_float("gate_rate", 0.01, 0.1, log=True),
         "distillation": trial.suggest_float("distillation", 0.0, 0.9),

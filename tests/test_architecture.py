@@ -18,8 +18,8 @@ FLOORS = (
     ("errors", "precision"),
     ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
-     "training", "evaluation", "record", "config", "integer"),
-    ("search", "tune", "export", "verify"),
+     "training", "evaluation", "record", "config", "integer", "problem"),
+    ("search", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip
 """Parts of the core by floor, lowest first; ``tune_study`` lives where ``tune`` does."""

@@ -290,7 +290,7 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="validation or test")] = "validation",
 ) -> None:
     """Evaluates a policy in integers; an edited policy gets re-estimated batch-norm statistics, no training."""
-    from ddq_search.search import evaluate_policy
+    from ddq_search.problem import evaluate_policy
 
     if split not in ("validation", "test"):
         raise ConfigError(f"unknown split {split!r}; available: validation, test")

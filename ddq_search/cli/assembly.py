@@ -16,7 +16,7 @@ from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError, PolicyError, RunError
 from ddq_search.policy import Policy, read_policy
 from ddq_search.record import RunDirectory
-from ddq_search.search import Problem, inputs, pose
+from ddq_search.problem import Problem, inputs, pose
 from ddq_search.supernet import Supernet
 from ddq_search.task import LoaderSource
 from hardware_models.model import cost_model

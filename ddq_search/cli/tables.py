@@ -11,7 +11,7 @@ from ddq_search.cost import FLASH, LATENCY, PEAK_RAM
 from ddq_search.feasibility import operation_costs
 from ddq_search.graph import operations
 from ddq_search.policy import uniform
-from ddq_search.search import Problem
+from ddq_search.problem import Problem
 
 
 def front_table(document: Mapping[str, Any]) -> Table:

@@ -25,8 +25,9 @@ from ddq_search.feasibility import Pricing, require_feasible
 from ddq_search.judgement import Front
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.policy import Policy
+from ddq_search.problem import pose
 from ddq_search.record import RunDirectory
-from ddq_search.search import pose, search
+from ddq_search.search import search
 from ddq_search.space import Rule, build_space
 from ddq_search.supernet import Supernet
 from ddq_search.task import DataSource, Task

@@ -1,0 +1,95 @@
+"""What is known before training: model, data, device, search space, prices and budgets, joined into one problem."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddq_search.config import RunConfig
+from ddq_search.cost import CostModel, CostTables
+from ddq_search.evaluation import IntegerEvaluator
+from ddq_search.feasibility import Pricing, require_feasible
+from ddq_search.graph import ModelGraph, to_json
+from ddq_search.integer.lowering import lower
+from ddq_search.policy import Policy
+from ddq_search.space import Rule, SearchSpace, build_space
+from ddq_search.supernet import Supernet
+from ddq_search.task import Classification, DataSource, Measure, Split, Task, measure
+from ddq_search.trace import trace
+from ddq_search.training import to_layout
+
+EVALUATION_BATCH = 250
+_STATISTICS_EPOCH = 900_000
+"""Epoch key of the batches on which ranges and batch-norm statistics are estimated."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that is known before training: model, data, device, space, prices and budgets."""
+
+    config: RunConfig
+    model: nn.Module
+    source: DataSource
+    graph: ModelGraph
+    space: SearchSpace
+    pricing: Pricing
+    budgets: Mapping[str, float]
+    task: Task
+
+    @property
+    def device(self) -> CostModel:
+        """The cost model of the target."""
+        return self.pricing.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies configuration, model, data and prices: what a checkpoint must belong to."""
+        prices = repr(sorted(self.pricing.reference.items()))
+        return self.config.fingerprint(to_json(self.graph), self.source.fingerprint, prices)
+
+    def supernet(self, sets: int = 1) -> Supernet:
+        """Returns a fresh supernet of the model."""
+        return Supernet(
+            self.model, self.graph, self.space, sets=sets, input_grid=self.source.input_grid,
+            gradient_share=self.config.search.gradient_share, gate_start=self.config.search.gate_start,
+        )  # fmt: skip
+
+
+def pose(
+    model: nn.Module, source: DataSource, device: CostModel, config: RunConfig, task: Task | None = None
+) -> Problem:
+    """Traces and prices the model and resolves the budgets.
+
+    Raises:
+        GraphError, SpaceError, CostError: the model, the candidates or the device do not fit together.
+        BudgetError: no policy meets the budgets.
+    """
+    graph = trace(model, torch.zeros(2, *source.input_shape))
+    rules = [
+        Rule(pattern, tuple(bits) if isinstance(bits, list) else (bits,)) for pattern, bits in config.space.pins.items()
+    ]
+    space = build_space(
+        graph, device, weight_bits=config.space.weight_bits, activation_bits=config.space.activation_bits, rules=rules
+    )
+    pricing = Pricing.build(graph, device, CostTables(space, device.factors(graph, space)))
+    budgets = {wish.cost: wish.resolve(pricing.reference) for wish in config.budgets.wishes()}
+    require_feasible(pricing, budgets)
+    return Problem(config, model, source, graph, space, pricing, budgets, task or Classification())
+
+
+def inputs(problem: Problem, count: int) -> Iterator[Tensor]:
+    """Yields the same few training batches for every calibration and re-estimation of a problem."""
+    settings = problem.config.training
+    batches = problem.source.train(seed=problem.config.seed, epoch=_STATISTICS_EPOCH, batch_size=settings.batch_size)
+    return (x for x, _ in to_layout(itertools.islice(batches, count), settings.memory_layout))
+
+
+def evaluate_policy(problem: Problem, net: Supernet, policy: Policy, split: Split) -> Measure:
+    """Returns loss and metric of a trained policy, computed on integer codes."""
+    evaluator = IntegerEvaluator(lower(net.discretize(policy.bits), problem.device.arithmetic))
+    batches = problem.source.plain(split, EVALUATION_BATCH)
+    return measure(problem.task, ((evaluator.scores(x), y) for x, y in batches))
