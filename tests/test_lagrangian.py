@@ -1,0 +1,59 @@
+"""Augmented Lagrangian: penalty, its gradient and dual ascent by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddq_search.lagrangian import AugmentedLagrangian
+
+
+def expected(**values):
+    return {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in values.items()}
+
+
+def test_penalty_and_gradient_by_hand():
+    lagrangian = AugmentedLagrangian([{"a": 10.0, "b": 4.0}], penalty=2.0, rate=0.5)
+    costs = expected(a=12.0, b=3.0)
+    term = lagrangian.term(0, costs)
+    assert term.item() == pytest.approx((2.0 * 0.2) ** 2 / 4)  # b is kept and costs nothing
+    term.backward()
+    assert costs["a"].grad.item() == pytest.approx(2.0 * 0.2 / 10)
+    assert costs["b"].grad.item() == 0.0
+    lagrangian.update(0, costs)
+    assert lagrangian.multipliers.tolist() == [[pytest.approx(0.1), 0.0]]
+    costs = expected(a=9.5, b=3.0)
+    term = lagrangian.term(0, costs)
+    assert term.item() == pytest.approx((0.0**2 - 0.1**2) / 4)
+    lagrangian.multipliers[0, 0] = 0.3  # a budget that is kept is still held by its multiplier
+    lagrangian.term(0, costs).backward()
+    assert costs["a"].grad.item() == pytest.approx((0.3 - 2.0 * 0.05) / 10)
+
+
+def test_sets_have_multipliers_of_their_own():
+    lagrangian = AugmentedLagrangian([{"a": 1.0}, {"b": 1.0}, {}])
+    costs = {"a": torch.tensor(3.0), "b": torch.tensor(2.0)}
+    for index in (0, 0, 1, 2):
+        lagrangian.update(index, costs)
+    assert lagrangian.multipliers.tolist() == [[4.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    assert lagrangian.term(2, costs).item() == 0.0
+
+
+def test_multipliers_never_become_negative():
+    lagrangian = AugmentedLagrangian([{"a": 1.0}])
+    lagrangian.update(0, {"a": torch.tensor(0.1)})
+    assert lagrangian.multipliers.tolist() == [[0.0]]
+
+
+def test_finds_the_constrained_minimum():
+    """min (x − 3)² subject to x ≤ 1: x = 1 and a multiplier of 4."""
+    lagrangian = AugmentedLagrangian([{"x": 1.0}], penalty=5.0, rate=1.0)
+    x = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        ((x - 3) ** 2 + lagrangian.term(0, {"x": x})).backward()
+        optimizer.step()
+        lagrangian.update(0, {"x": x})
+    assert x.item() == pytest.approx(1.0, abs=1e-3)
+    assert lagrangian.multipliers.item() == pytest.approx(4.0, abs=1e-2)
