@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddq_search.arithmetic import Arithmetic
 from ddq_search.errors import CostError
 from ddq_search.graph import ModelGraph
 from ddq_search.space import Legality, SearchSpace
@@ -54,7 +55,7 @@ class CostModel(Legality, Protocol):
         """The profile's name."""
 
     @property
-    def arithmetic(self) -> str:
+    def arithmetic(self) -> Arithmetic:
         """Rounding of the runtime that this model prices, see `ddq_search.arithmetic`."""
 
     @property
@@ -98,7 +99,9 @@ class CostTables:
     def _check(self, factor: Factor) -> None:
         unknown = [name for name in factor.variables if name not in self._index]
         if unknown or len(set(factor.variables)) != len(factor.variables):
-            raise CostError(f"{factor.cost} of {factor.operation!r}: variables {factor.variables} are not distinct known")
+            raise CostError(
+                f"{factor.cost} of {factor.operation!r}: variables {factor.variables} are unknown or repeated"
+            )
         expected = tuple(len(self.space[name].candidates) for name in factor.variables)
         if factor.table.shape != expected or len(expected) > 3:
             raise CostError(f"{factor.cost} of {factor.operation!r}: table {factor.table.shape}, expected {expected}")

@@ -33,7 +33,7 @@ class Point:
     """A judged policy: price, figures, and whether it is on the front."""
 
     policy: Policy
-    net: Supernet | None
+    net: Supernet
     validation: Measure
     price: Mapping[str, float]
     within_budgets: bool

@@ -101,7 +101,7 @@ class _Run:
         return net
 
     def train_baseline(self, teacher: Supernet) -> tuple[Supernet, Measure]:
-        """Gives the float model the epochs that a searched policy got on top; returns it with its validation figures."""
+        """Gives the float model the epochs that a searched policy got on top; returns it and its validation figures."""
         settings = self.settings
         net = copy.deepcopy(teacher)
         joint, tune = settings.joint_epochs, settings.finetune_epochs
@@ -140,7 +140,7 @@ class _Run:
 
     def _in_layout(self, net: Supernet) -> Supernet:
         if self.settings.memory_layout == "channels_last":
-            net.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net.model.to(memory_format=torch.channels_last)
         return net
 
     # -- joint ------------------------------------------------------------------------------------------------
@@ -152,9 +152,8 @@ class _Run:
         net = self._in_layout(self.problem.supernet(sets=len(aims)))
         net.load_state_dict({k: v for k, v in teacher.state_dict().items() if k.startswith("model.")}, strict=False)
         net.calibrate(inputs(self.problem, self.settings.calibration_batches))
-        lagrangian = AugmentedLagrangian(
-            [aim.limits for aim in aims], penalty=config.penalty, rate=config.multiplier_rate
-        )
+        limits = [aim.limits for aim in aims]
+        lagrangian = AugmentedLagrangian(limits, penalty=config.penalty, rate=config.multiplier_rate)
         self._train(self._joint_phase(net, teacher, lagrangian))
         with torch.no_grad():
             probabilities = [net.gates.probabilities(net.gates.cumulative(s)).numpy() for s in range(len(aims))]

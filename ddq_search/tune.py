@@ -23,28 +23,25 @@ from ddq_search.search import search
 from ddq_search.training import Progress, Silent
 
 _CONTINUES = "continues"
+_RATES = ("joint_rate", "finetune_rate", "step_rate")
+"""Learning rates that are varied by a factor of three around the base configuration."""
 
 
 def settings(trial: Trial, base: RunConfig) -> RunConfig:
     """Returns the base configuration with this trial's settings: rates, penalty, gate schedule and distillation."""
     training = base.training
-    steps = {
-        "joint_rate": trial.suggest_float("joint_rate", 0.3 * training.joint_rate, 3 * training.joint_rate, log=True),
-        "finetune_rate": trial.suggest_float(
-            "finetune_rate", 0.3 * training.finetune_rate, 3 * training.finetune_rate, log=True
-        ),
-        "step_rate": trial.suggest_float("step_rate", 0.3 * training.step_rate, 3 * training.step_rate, log=True),
-        "gate_rate": trial.suggest_float("gate_rate", 0.01, 0.1, log=True),
-        "distillation": trial.suggest_float("distillation", 0.0, 0.9),
-    }
-    penalty = {
+    near = {name: (0.3 * getattr(training, name), 3 * getattr(training, name)) for name in _RATES}
+    rates = {name: trial.suggest_float(name, low, high, log=True) for name, (low, high) in near.items()}
+    rates["gate_rate"] = trial.suggest_float("gate_rate", 0.01, 0.1, log=True)
+    rates["distillation"] = trial.suggest_float("distillation", 0.0, 0.9)
+    gates = {
         "penalty": trial.suggest_float("penalty", 0.3, 3.0, log=True),
         "gate_start": trial.suggest_float("gate_start", 0.0, 0.9),
     }
     return base.model_copy(
         update={
-            "training": training.model_copy(update=steps),
-            "search": base.search.model_copy(update=penalty),
+            "training": training.model_copy(update=rates),
+            "search": base.search.model_copy(update=gates),
         }
     )
 

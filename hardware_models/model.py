@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ddq_search.arithmetic import Arithmetic
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, Factor
 from ddq_search.errors import CostError
 from ddq_search.graph import WEIGHTED, ModelGraph, Operation, inputs_of, operations
@@ -61,7 +62,7 @@ class ArmCostModel:
         return self.profile.name
 
     @property
-    def arithmetic(self) -> str:
+    def arithmetic(self) -> Arithmetic:
         """Rounding of the runtime that this model prices."""
         return self.profile.arithmetic
 
