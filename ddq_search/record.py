@@ -39,11 +39,13 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose a writable place. "
+            "Nothing written before is lost: --resume goes on with a search"
+        ) from error
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another --out, then go on with --resume"
-        ) from error
 
 
 class RunDirectory:
@@ -90,7 +92,10 @@ class RunDirectory:
             with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(dict(row))) + "\n")
         except OSError as error:
-            raise RunError(f"cannot write {self.path / 'history.jsonl'}: {error.strerror}") from error
+            raise RunError(
+                f"cannot write {self.path / 'history.jsonl'}: {error.strerror or error}; free some space, then go on "
+                "with --resume"
+            ) from error
 
     def history(self) -> list[dict[str, Any]]:
         """Returns all complete lines of history.jsonl; a last line cut short by a crash is dropped."""
@@ -114,7 +119,7 @@ class RunDirectory:
 
     def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Writes ``checkpoints/<name>.safetensors`` with the run's fingerprint and plain facts."""
-        metadata = {"fingerprint": self.fingerprint, "facts": json.dumps(facts)}
+        metadata = {"fingerprint": self.fingerprint, "name": name, "facts": json.dumps(facts)}
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         write_atomically(self._checkpoint(name), save(plain, metadata))
 
@@ -132,7 +137,7 @@ class RunDirectory:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             facts = json.loads(metadata["facts"])
-            fingerprint = metadata["fingerprint"]
+            fingerprint, phase = metadata["fingerprint"], metadata.get("name", name)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise RunError(f"checkpoint {path} is broken ({error}); delete it to repeat its phase") from error
         if self.fingerprint and fingerprint != self.fingerprint:
@@ -140,6 +145,8 @@ class RunDirectory:
                 f"checkpoint {path} belongs to another configuration, model or data; "
                 "use another --out, or delete the run to start over"
             )
+        if phase != name:
+            raise RunError(f"checkpoint {path} is a copy of {phase!r}; delete it to repeat its phase")
         return tensors, facts
 
     def remove_checkpoint(self, name: str) -> None:
@@ -169,6 +176,8 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(f"{path} is in use by another process; wait for it or choose another --out") from error
+        for left in path.rglob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         yield
 
 

@@ -83,12 +83,19 @@ def cosine(fraction: float) -> float:
 
 
 def run_phase(
-    phase: Phase, source: DataSource, record: RunDirectory, *, seed: int, batch_size: int, layout: str, progress: Progress
+    phase: Phase,
+    source: DataSource,
+    record: RunDirectory,
+    *,
+    seed: int,
+    batch_size: int,
+    layout: str,
+    progress: Progress,
 ) -> None:
     """Trains a phase to its end, starting from its checkpoint when there is one.
 
     Raises:
-        RunError: the loss is not finite; the last good checkpoint stays.
+        RunError: the loss or a weight is not finite; the last good checkpoint stays.
     """
     start = _restore(phase, record)
     record.drop_history(phase.kind, phase.point, start)
@@ -110,11 +117,8 @@ def run_phase(
                 optimizer.zero_grad(set_to_none=True)
             loss, facts = phase.batch_loss(x, y, number)
             if not math.isfinite(float(loss.detach())):
-                raise RunError(
-                    f"the loss of phase {phase.name!r} is not finite at epoch {epoch}, batch {index}; "
-                    "lower the learning rate; the last good epoch is kept and --resume goes on from it"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
+                raise _diverged(phase, f"the loss is not finite in epoch {epoch + 1}, batch {index + 1}")
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(clipped, phase.gradient_clip)
             for optimizer, _ in phase.optimizers:
                 optimizer.step()
@@ -123,11 +127,24 @@ def run_phase(
             losses += loss.detach().cpu()
             count += 1
             progress.step({"epoch": f"{epoch + 1}/{phase.epochs}", **facts})
+        if not all(torch.isfinite(p).all() for p in phase.module.parameters()):
+            raise _diverged(phase, f"weights are not finite after epoch {epoch + 1}")
         row = {"phase": phase.kind, "point": phase.point, "epoch": epoch, "train_loss": float(losses) / max(count, 1)}
         row |= {"seconds": round(time.perf_counter() - began, 3)}
         row |= phase.after_epoch(epoch) if phase.after_epoch else {}
         record.append_history(row)
         record.save_checkpoint(phase.name, _state(phase), {"epoch": epoch + 1})
+
+
+_RATES = {"float": "float_rate", "finetune": "finetune_rate"}
+
+
+def _diverged(phase: Phase, fact: str) -> RunError:
+    key = f"training.{_RATES.get(phase.kind, 'joint_rate')}"
+    return RunError(
+        f"training diverged in phase {phase.name!r}: {fact}. Search with a lower {key} and another --out "
+        f"(--set {key}=…), or check the data"
+    )
 
 
 def to_layout(batches: Iterator[tuple[Tensor, Tensor]], layout: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -68,7 +68,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             "model.state_dict() instead"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise ConfigError(f"weights {path} are not a readable PyTorch file: {str(error).splitlines()[:1]}") from error
+        said = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0]
+        raise ConfigError(f"weights {path} are not a readable PyTorch file (truncated or damaged?): {said}") from error
     return _tensors(path, content)
 
 

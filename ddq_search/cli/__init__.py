@@ -7,6 +7,10 @@ import sys
 from ddq_search.errors import DDQError
 
 
+class Interrupted(Exception):  # noqa: N818 - no error
+    """The user pressed Ctrl-C; the message says how to go on. Typer would turn `KeyboardInterrupt` into silence."""
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is one message on stderr and exit code 1 (2 for wrong usage)."""
     try:
@@ -14,11 +18,13 @@ def main() -> None:
 
         app()
     except DDQError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the command line speaks to people
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on", file=sys.stderr)  # noqa: T201
-        raise SystemExit(130) from None
+        _stop(f"error: {error}", 1)
+    except (Interrupted, KeyboardInterrupt) as interrupt:
+        _stop("; ".join(["interrupted", *map(str, interrupt.args)]), 130)
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(1) from None
+        _stop("error: " + ": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
+
+
+def _stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr)  # noqa: T201 - the command line speaks to people
+    raise SystemExit(code) from None

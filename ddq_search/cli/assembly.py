@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,8 +14,8 @@ from ddq_search.budget import LABELS, show
 from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError, PolicyError, RunError
 from ddq_search.policy import Policy, read_policy
-from ddq_search.record import RunDirectory
 from ddq_search.problem import Problem, inputs, pose
+from ddq_search.record import RunDirectory
 from ddq_search.supernet import Supernet
 from ddq_search.task import LoaderSource
 from hardware_models.model import cost_model
@@ -24,25 +23,6 @@ from search_spaces.data import load_data
 from search_spaces.image_source import ImageSource
 from search_spaces.models import build_model
 from search_spaces.weights import load_weights
-
-_PACKAGES = ("ddq_search", "search_spaces", "hardware_models", "reports")
-
-
-def check_packages() -> None:
-    """Checks that all four packages come from one installation.
-
-    Raises:
-        ConfigError: a foreign package of the same name (a folder called ``reports``, say) shadows one of ours.
-    """
-    root = Path(__file__).resolve().parents[2]
-    for name in _PACKAGES:
-        module = importlib.import_module(name)
-        found = Path(module.__file__).resolve().parent if module.__file__ else None
-        if found != root / name:
-            raise ConfigError(
-                f"package {name!r} comes from {found or list(module.__path__)[0]}, not from {root / name}: "
-                "a folder of that name shadows it; run from another directory or rename the folder"
-            )
 
 
 def assemble(config: RunConfig) -> Problem:
@@ -60,6 +40,18 @@ def assemble(config: RunConfig) -> Problem:
     if config.model.weights is not None:
         load_weights(model, config.model.weights)
     return pose(model, ImageSource(config.data.name, splits), device, config)
+
+
+def stored_config(path: Path) -> Path:
+    """Returns the path of a run's configuration.
+
+    Raises:
+        RunError: the directory holds no run.
+    """
+    stored = path / "config.toml"
+    if not stored.exists():
+        raise RunError(f"{path} holds no run (no config.toml); `ddq-search search --out {path}` makes one")
+    return stored
 
 
 def begin_run(path: Path, config: RunConfig, *, resume: bool) -> RunDirectory:
@@ -95,10 +87,7 @@ def open_run(path: Path) -> tuple[Problem, RunDirectory]:
     Raises:
         RunError: the directory holds no run.
     """
-    stored = path / "config.toml"
-    if not stored.exists():
-        raise RunError(f"{path} holds no run (no config.toml); `ddq-search search --out {path}` makes one")
-    problem = assemble(load_config(stored, {}))
+    problem = assemble(load_config(stored_config(path), {}))
     return problem, RunDirectory(path, problem.fingerprint)
 
 
@@ -140,11 +129,28 @@ def _weights(problem: Problem, record: RunDirectory, policy: Policy) -> tuple[Su
     return net, "supernet weights, batch-norm statistics re-estimated, not fine-tuned"
 
 
+def front_document(record: RunDirectory) -> dict[str, Any]:
+    """Returns what front.json holds.
+
+    Raises:
+        RunError: the search has not finished, or the file is broken.
+    """
+    if not (record.path / "front.json").exists():
+        raise RunError(
+            f"{record.path} is not finished (no front.json); `ddq-search search --out {record.path} --resume` goes on"
+        )
+    document = record.read_json("front.json")
+    if not isinstance(document, dict) or not document.keys() >= {"format", "version", "best", "points"}:
+        raise RunError(
+            f"{record.path / 'front.json'} is broken; `ddq-search search --out {record.path} --resume` writes it again"
+        )
+    return document
+
+
 def named_policies(problem: Problem, record: RunDirectory) -> dict[str, Policy]:
     """Returns the run's policies by name."""
-    front = record.read_json("front.json")
     result = {}
-    for entry in front["points"]:
+    for entry in front_document(record)["points"]:
         bits = {f"{role}/{key}": value for role in ("weights", "activations") for key, value in entry[role].items()}
         result[str(entry["name"])] = Policy(str(entry["name"]), bits, str(entry["origin"]))
     return result
@@ -177,7 +183,7 @@ def find_policy(problem: Problem, record: RunDirectory, wanted: str) -> Policy:
     """
     known = named_policies(problem, record)
     if wanted == "best":
-        wanted = str(record.read_json("front.json")["best"])
+        wanted = str(front_document(record)["best"])
     if wanted in known:
         return known[wanted]
     if Path(wanted).suffix != ".json" and not Path(wanted).exists():

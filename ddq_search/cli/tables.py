@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM
 from ddq_search.feasibility import operation_costs
-from ddq_search.graph import operations
+from ddq_search.graph import Operation, operations
 from ddq_search.policy import uniform
 from ddq_search.problem import Problem
 
@@ -17,11 +17,12 @@ from ddq_search.problem import Problem
 def front_table(document: Mapping[str, Any]) -> Table:
     """Returns the points of a front.json as a table, with shares of uniform 8 bit."""
     task, reference = document["task"], document["reference"]
-    uncalibrated = "" if document["device"]["calibration"].startswith("calibrated") else " uncalibrated"
-    table = Table(title=f"{document['model']} on {document['data']}, {document['device']['name']}", title_justify="left")
+    table = Table(
+        title=f"{document['model']} on {document['data']}, {document['device']['name']}", title_justify="left"
+    )
     for name in ("policy", "front", "val loss", f"val {task['metric']} {task['unit']}", f"test {task['unit']}"):
         table.add_column(name, justify="left" if name == "policy" else "right")
-    for name in (f"latency ms{uncalibrated}", "%", "flash KiB", "%", "RAM KiB", "budgets"):
+    for name in (_latency_label("ms", document["device"]["calibration"]), "%", "flash KiB", "%", "RAM KiB", "budgets"):
         table.add_column(name, justify="right")
     table.add_row("float32", "", *_figures(document["float"]), *[""] * 6)
     for point in document["points"]:
@@ -44,18 +45,36 @@ def _figures(entry: Mapping[str, Any]) -> list[str]:
     return [f"{entry['val_loss']:.4f}", f"{entry['val_score']:.2f}", "" if test is None else f"{test:.2f}"]
 
 
+def trial_table(trials: Sequence[Any], calibration: str) -> Table:
+    """Returns the Pareto-optimal trials of a study with their settings."""
+    label = _latency_label("ms", calibration)
+    table = Table("trial", "score", label, "flash KiB", "settings", title="Pareto-optimal trials", title_justify="left")
+    for trial in trials:
+        score, seconds, size = trial.values
+        settings = ", ".join(f"{name} {value:.3g}" for name, value in sorted(trial.params.items()))
+        table.add_row(str(trial.number), f"{score:.2f}", f"{seconds * 1e3:.4g}", f"{size / 1024:.1f}", settings)
+    return table
+
+
+def _latency_label(unit: str, calibration: str) -> str:
+    return f"latency {unit}" + ("" if calibration.startswith("calibrated") else ", uncalibrated")
+
+
 def layer_table(problem: Problem) -> Table:
     """Returns one row per operation: what it is, what may be chosen, what each choice costs."""
     space, tables = problem.space, problem.pricing.tables
     widths = sorted({b for v in space.variables for b in v.candidates}, reverse=True)
-    calibrated = problem.device.calibration.startswith("calibrated")
-    unit = "us" if calibrated else "us, uncalibrated"
     table = Table(title=f"{problem.config.model.name} on {problem.device.name}", title_justify="left")
-    for name in ("operation", "kind", "output", "MACs", "weights", "w bits", "out bits"):
+    table.add_column("operation", overflow="fold")
+    for name in ("kind", "output"):
+        table.add_column(name, overflow="fold")
+    for name in ("MACs", "weights"):
+        table.add_column(name, justify="right", overflow="fold")
+    for name in ("w bits", "out bits"):
         table.add_column(name)
-    table.add_column(f"latency {unit}\n" + " / ".join(f"{b} bit" for b in widths), justify="right")
-    table.add_column("flash B\n" + " / ".join(f"{b} bit" for b in widths), justify="right")
-    table.add_column("live RAM B\n" + " / ".join(f"{b} bit" for b in widths), justify="right")
+    at = " / ".join(map(str, widths)) + " bit"
+    for name in (_latency_label("us", problem.device.calibration), "flash bytes", "live RAM bytes"):
+        table.add_column(f"{name}\n{at}", justify="right")
     policies = [uniform(space, b, b) for b in widths]
     prices = [{cost: operation_costs(tables, cost, p) for cost in (LATENCY, FLASH)} for p in policies]
     live = [tables.step_sums(tables.one_hot(p)).tolist() for p in policies]
@@ -63,14 +82,25 @@ def layer_table(problem: Problem) -> Table:
         weight = space[space.weights_of[op.name]].candidates if op.name in space.weights_of else ()
         table.add_row(
             op.name,
-            op.kind + (f" {op.attributes.get('kernel_size', '')}" if op.kind == "conv2d" else ""),
+            _kind(op),
             "x".join(map(str, op.output_shape)),
             f"{op.macs:,}" if op.macs else "",
             f"{op.weights:,}" if op.weights else "",
             ",".join(map(str, weight)),
             ",".join(map(str, space[space.activations_of[op.name]].candidates)),
-            " / ".join(f"{price[LATENCY].get(op.name, 0.0) * 1e6:.4g}" for price in prices),
-            " / ".join(f"{price[FLASH].get(op.name, 0.0):.0f}" for price in prices),
-            " / ".join(f"{sums[step]:.0f}" for sums in live) if step < len(live[0]) else "",
+            _each([1e6 * price[LATENCY].get(op.name, 0.0) for price in prices]),
+            _each([price[FLASH].get(op.name, 0.0) for price in prices]),
+            _each([sums[step] for sums in live]) if step < len(live[0]) else "",
         )
     return table
+
+
+def _kind(op: Operation) -> str:
+    kernel = op.attributes.get("kernel_size")
+    return f"{op.kind} {'x'.join(map(str, kernel))}" if op.kind == "conv2d" and kernel else op.kind
+
+
+def _each(values: Sequence[float]) -> str:
+    """Three significant digits or whole numbers; said once where all are equal."""
+    texts = [f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.3g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else " / ".join(texts)

@@ -1,0 +1,96 @@
+"""The commands that show something: inspect, price, evaluate, devices, models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ddq_search.budget import LABELS, show
+from ddq_search.cli.output import console, tell, writing
+from ddq_search.errors import ConfigError
+
+
+def inspect(
+    flags: Mapping[str, Any],
+    pins: list[str] | None,
+    settings: list[str] | None,
+    shape: tuple[str, int] | None,
+    json_out: Path | None,
+    graphml: Path | None,
+) -> None:
+    """Shows the layers of a model and what each choice costs; ``shape`` is (CxHxW, classes) where there is no data."""
+    from ddq_search.cli import assembly
+    from ddq_search.cli.settings import read_config
+    from ddq_search.cli.tables import layer_table
+    from ddq_search.graph import to_json, write_graphml
+    from ddq_search.record import write_atomically
+
+    config = read_config(None, flags, pins, settings)
+    problem = assembly.assemble(config) if shape is None else assembly.assemble_shape(config, *shape)
+    console.print(layer_table(problem))
+    totals = ", ".join(f"{LABELS[cost]} {show(cost, value)}" for cost, value in problem.pricing.reference.items())
+    tell(f"uniform 8 bit: {totals}")
+    tell(f"latency is {problem.device.calibration}")
+    for pattern in problem.space.unused_rules:
+        tell(f"pin {pattern!r} matched nothing")
+    if json_out:
+        write_atomically(json_out, to_json(problem.graph).encode())
+    if graphml:
+        with writing(graphml):
+            graphml.parent.mkdir(parents=True, exist_ok=True)
+            write_graphml(problem.graph, graphml)
+
+
+def price(run: Path, policy: str) -> None:
+    """Prices a policy."""
+    from ddq_search.cli import assembly
+
+    problem, record = assembly.open_run(run)
+    chosen = assembly.find_policy(problem, record, policy)
+    table = Table("cost", "price", "budget", title=f"{chosen.name} on {problem.device.name}", title_justify="left")
+    for row in assembly.price_lines(problem, chosen):
+        table.add_row(*row)
+    console.print(table)
+    tell(f"latency is {problem.device.calibration}")
+
+
+def evaluate(run: Path, policy: str, split: str) -> None:
+    """Evaluates a policy."""
+    from ddq_search.cli import assembly
+    from ddq_search.problem import evaluate_policy
+
+    if split not in ("validation", "test"):
+        raise ConfigError(f"unknown split {split!r}; available: validation, test")
+    problem, record = assembly.open_run(run)
+    chosen, net, trained = assembly.open_policy(problem, record, policy)
+    result = evaluate_policy(problem, net, chosen, "test" if split == "test" else "validation")
+    task = problem.task
+    tell(f"{chosen.name} ({trained}): {split} loss {result.loss:.4f}, {task.metric} {result.score:.2f} {task.unit}")
+
+
+def devices(name: str | None) -> None:
+    """Lists the device profiles, or prints one."""
+    from hardware_models.profile import list_profiles, load_profile
+
+    if name is not None:
+        console.print_json(load_profile(name).model_dump_json())
+        return
+    table = Table("device", "core", "runtime", "latency", show_lines=True)
+    table.columns[0].overflow = "fold"
+    for profile in map(load_profile, list_profiles()):
+        calibration = f"{profile.calibration.status}: {profile.calibration.statement}"
+        table.add_row(profile.name, profile.core, profile.runtime, calibration)
+    console.print(table)
+
+
+def models() -> None:
+    """Lists the model families."""
+    from search_spaces.models import list_models
+
+    for name in list_models():
+        tell(name)
+    tell("torchvision:NAME           any classifier of torchvision, such as torchvision:mobilenet_v2")
+    tell("package.module:callable    your own: a function or class that returns a torch.nn.Module")

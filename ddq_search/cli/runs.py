@@ -1,0 +1,209 @@
+"""The commands that make something: search, tune, report, compare, export, verify, demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddq_search.budget import show
+from ddq_search.cli import assembly
+from ddq_search.cli.output import console, resumable, tell, writing
+from ddq_search.cli.progress import progress_for
+from ddq_search.cli.settings import read_config
+from ddq_search.cli.tables import front_table, trial_table
+from ddq_search.config import RunConfig, load_config
+from ddq_search.errors import ConfigError, RunError, VerificationError
+from ddq_search.export.onnx_runtime import OnnxReport
+from ddq_search.judgement import Front
+from ddq_search.problem import Problem
+from ddq_search.record import RunDirectory, locked
+
+DEMO: dict[str, Any] = {
+    "model.name": "resnet8",
+    "data.name": "digits",
+    "device.profile": "cortex-a53-rpi3-lowbit-neon",
+    "budgets.latency": "90%",
+    "budgets.flash": "40",
+    "training.threads": 2,
+}
+
+
+def search(
+    config: Path | None,
+    flags: Mapping[str, Any],
+    pins: list[str] | None,
+    settings: list[str] | None,
+    out: Path | None,
+    *,
+    resume: bool,
+) -> None:
+    """Searches; ``--resume`` with nothing but ``--out`` takes the configuration of the run itself."""
+    nothing_else = config is None and not pins and not settings and all(value is None for value in flags.values())
+    if resume and nothing_else and out is not None:
+        config = assembly.stored_config(out)
+    _search(read_config(config, {**flags, "out": str(out) if out else None}, pins, settings), resume=resume)
+
+
+def _search(config: RunConfig, *, resume: bool) -> Front:
+    from ddq_search.search import search
+
+    path = Path(config.out)
+    with resumable("the same command with --resume goes on"):
+        assembly.begin_run(path, config, resume=resume)
+        problem = assembly.assemble(config)
+        with locked(path):
+            record = assembly.begin_run(path, config, resume=resume)
+            with progress_for(console) as progress:
+                front = search(problem, record, progress)
+    document = front.document()
+    console.print(front_table(document))
+    _tell_best(front, document)
+    return front
+
+
+def _tell_best(front: Front, document: Mapping[str, Any]) -> None:
+    best = front.point("best")
+    delta = best.validation.score - front.float_validation.score
+    tell(
+        f"best: {front.best}, validation {best.validation.score:.2f} {front.problem.task.unit} ({delta:+.2f} against "
+        f"float32 of equal epochs), latency {show('latency_s', best.price['latency_s'], document['reference'])}"
+    )
+    tell(f"latency is {front.problem.device.calibration}")
+
+
+def tune(
+    config: Path | None,
+    flags: Mapping[str, Any],
+    pins: list[str] | None,
+    settings: list[str] | None,
+    out: Path,
+    trials: int,
+    storage: str | None,
+) -> None:
+    """Runs or resumes a study."""
+    from ddq_search.tune import run_study
+
+    base = read_config(config, {**flags, "out": str(out)}, pins, settings)
+    device = assembly.assemble(base).device  # what does not fit is said before there is a study
+    with resumable("the same command goes on"), locked(out), progress_for(console) as progress:
+        study = run_study(base, assembly.assemble, out, trials=trials, storage=storage, progress=progress)
+    console.print(trial_table(study.best_trials, device.calibration))
+    tell(f"study: {out / 'tune.db' if storage is None else storage} ({study.study_name})")
+
+
+def report(run: Path) -> None:
+    """Writes the report of a run."""
+    from reports.page import build_report
+
+    with writing(run / "report.html"):
+        tell(f"report: {build_report(run)}")
+
+
+def compare(runs: list[Path], out: Path) -> None:
+    """Writes the comparison of several runs."""
+    from reports.compare import build_comparison
+
+    with writing(out):
+        tell(f"comparison: {build_comparison(runs, out)}")
+
+
+def export(run: Path, policy: str, format_: str) -> None:
+    """Exports a policy."""
+    if format_ not in ("onnx", "program"):
+        raise ConfigError(f"unknown format {format_!r}; available: onnx, program")
+    problem, record = assembly.open_run(run)
+    _export(problem, record, policy, format_)
+
+
+def _export(problem: Problem, record: RunDirectory, wanted: str, format_: str) -> None:
+    from ddq_search.export.onnx import export_onnx
+    from ddq_search.integer.lowering import lower
+    from ddq_search.integer.serialize import save_program
+
+    policy, net, trained = assembly.open_policy(problem, record, wanted)
+    program = lower(net.discretize(policy.bits), problem.device.arithmetic)
+    folder = record.path / "export" / policy.name
+    save_program(program, folder)
+    record.write_text(f"export/{policy.name}/policy.json", policy.to_json())
+    if format_ == "onnx":
+        export_onnx(program, folder / "model.onnx")
+    else:
+        (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier export
+    price = problem.pricing.price(policy.bits)
+    tell(
+        f"exported {policy.name} ({trained}) to {folder}: program.bin {(folder / 'program.bin').stat().st_size} bytes, "
+        f"priced {price['flash_bytes']:.0f}; arithmetic {problem.device.arithmetic}"
+    )
+
+
+def verify(run: Path, policy: str | None, samples: int) -> None:
+    """Verifies one export of a run, or all."""
+    problem, record = assembly.open_run(run)
+    root = run / "export"
+    if policy is not None:
+        names = [assembly.front_document(record)["best"] if policy == "best" else policy]
+    else:
+        names = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.exists() else []
+    if not names:
+        raise VerificationError(f"{root} holds no export; `ddq-search export {run}` makes one")
+    failed = []
+    for name in names:
+        try:
+            passed = _verify(problem, record, name, samples)
+        except (VerificationError, RunError) as error:
+            if len(names) == 1:
+                raise
+            tell(f"verify: {name} FAILED: {error}")
+            passed = False
+        if not passed:
+            failed.append(name)
+    if failed:
+        raise VerificationError(
+            f"{', '.join(failed)} in {root}: what was exported does not compute what was searched, or cannot be "
+            "checked; see above and verification.json"
+        )
+
+
+def _verify(problem: Problem, record: RunDirectory, name: str, samples: int) -> bool:
+    from ddq_search.verify import verify_program
+
+    folder = record.path / "export" / name
+    stored = folder / "policy.json"
+    if not stored.exists():
+        raise VerificationError(
+            f"{folder} holds no export; `ddq-search export {record.path} --policy {name}` makes one"
+        )
+    policy, net, _ = assembly.open_policy(problem, record, str(stored))
+    images = assembly.sample_images(problem, samples)
+    flash = round(problem.pricing.price(policy.bits)["flash_bytes"])
+    result = verify_program(net.discretize(policy.bits), folder, images.numpy(), priced_flash_bytes=flash)
+    codes = sum(comparison.codes for comparison in result.tensors.values())
+    state = "bit-exact" if result.bit_exact else "NOT bit-exact"
+    tell(f"verify: {state} over {len(result.tensors)} tensors, {codes:,} codes, {result.samples} samples ({name})")
+    tell(f"  onnx: {_onnx_line(result.onnx)}" if result.onnx is not None else f"  onnx not run: {result.onnx_note}")
+    for line in result.problems():
+        tell(f"  {line}")
+    return result.passed
+
+
+def _onnx_line(onnx: OnnxReport) -> str:
+    worst = max(onnx.operators.values(), key=lambda c: (c.differing / max(c.codes, 1), c.largest_delta))
+    return (
+        f"{len(onnx.operators)} operators on reference inputs, in the worst {worst} "
+        f"({'passed' if onnx.passed else 'FAILED'}); end to end {100 * onnx.program_top1_agreement:.2f} % same top-1"
+    )
+
+
+def demo(out: Path) -> None:
+    """The main job on embedded data, from where it stopped."""
+    config = load_config(None, {**DEMO, "out": str(out)})
+    if (out / "front.json").exists():
+        tell(f"{out} holds a finished demo; going on with it (remove it to start over)")
+    front = _search(config, resume=True)
+    record = RunDirectory(out, front.problem.fingerprint)
+    _export(front.problem, record, "best", "onnx")
+    exact = _verify(front.problem, record, front.best, 256)
+    report(out)
+    if not exact:
+        raise VerificationError("the export does not compute what was searched")
