@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def parse(cost: str, text: str | float) -> Wish:
     """
     unit, size = UNITS[cost]
     match = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(%|{unit})?\s*", str(text), re.IGNORECASE)
-    if not match or not float(match[1]) > 0:
+    if not match or not 0 < float(match[1]) < math.inf:
         raise ConfigError(
             f"budget for {LABELS[cost]}: {text!r} is neither a positive number of {unit} nor a percentage"
         )

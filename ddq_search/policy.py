@@ -83,7 +83,7 @@ def _check(path: Path, bits: Mapping[str, Any], space: SearchSpace) -> None:
     for name, value in bits.items():
         if name not in known:
             raise PolicyError(f"{path}: {name!r} is not in this model; known are {_some(known)}")
-        if value not in known[name].candidates or isinstance(value, bool):
+        if type(value) is not int or value not in known[name].candidates:
             raise PolicyError(f"{path}: {name!r} at {value!r} bits; its candidates are {list(known[name].candidates)}")
     missing = [name for name in known if name not in bits]
     if missing:

@@ -128,11 +128,17 @@ class LoaderSource:
     input_grid: ActivationGrid | None = None
 
     def __init__(
-        self, train: Iterable[Batch], validation: Iterable[Batch], test: Iterable[Batch] | None = None, name: str = "user"
+        self,
+        train: Iterable[Batch],
+        validation: Iterable[Batch],
+        test: Iterable[Batch] | None = None,
+        name: str = "user",
     ) -> None:
         self._splits = {"train": train, "validation": validation, "test": validation if test is None else test}
         self.name = name
-        first = next(iter(validation))
+        if any(iter(loader) is loader for loader in self._splits.values()):
+            raise ConfigError("a loader must be readable more than once: give a DataLoader or a list, not an iterator")
+        first = next(iter(validation), None)
         if not (isinstance(first, tuple | list) and len(first) == 2 and torch.is_tensor(first[0])):
             raise ConfigError("a loader must yield pairs (input tensor, target tensor)")
         self.input_shape = tuple(first[0].shape[1:])

@@ -101,9 +101,9 @@ def test_impossible_limits():
 def test_a_table_without_monotony_is_solved_not_walked():
     """Dearest at 4 bits: walking down from 8 would stop there."""
     space = toy_space([(2, 4, 8)] * 2)
-    factors = [
-        Factor(LATENCY, f"v{i}", "compute", (f"weights/v{i}",), np.array([1.0, 9.0, 5.0])) for i in range(2)
-    ] + [Factor(FLASH, f"v{i}", "weights", (f"weights/v{i}",), np.array([2.0, 4.0, 8.0])) for i in range(2)]
+    factors = [Factor(LATENCY, f"v{i}", "compute", (f"weights/v{i}",), np.array([1.0, 9.0, 5.0])) for i in range(2)] + [
+        Factor(FLASH, f"v{i}", "weights", (f"weights/v{i}",), np.array([2.0, 4.0, 8.0])) for i in range(2)
+    ]
     projector = Projector(CostTables(space, factors))
     log_probabilities = np.log([[0.01, 0.09, 0.9], [0.01, 0.09, 0.9]])
     eight = {"weights/v0": 8, "weights/v1": 8}

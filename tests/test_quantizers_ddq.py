@@ -68,7 +68,9 @@ def test_channels_of_zeros_are_safe():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("values", [torch.zeros(10), torch.full((10,), -2.0), torch.full((10,), 3.0), gaussian(100) - 50])
+@pytest.mark.parametrize(
+    "values", [torch.zeros(10), torch.full((10,), -2.0), torch.full((10,), 3.0), gaussian(100) - 50]
+)
 def test_zero_is_representable_whatever_was_seen(values):
     for nonnegative in (False, bool(values.min() >= 0)):
         quantizer = ActivationQuantizer((2, 4, 8), nonnegative)

@@ -70,7 +70,9 @@ def test_sampling_frequencies():
 def test_extreme_draws_stay_inside_the_candidates():
     gates = Gates([3, 1, 2], 1, start=0.96)
     for u in (0.0, 0.5, 1 - 2**-24):
-        assert all(k < count for k, count in zip(choose(gates.cumulative(0), torch.full((3,), u)), (3, 1, 2), strict=True))
+        assert all(
+            k < count for k, count in zip(choose(gates.cumulative(0), torch.full((3,), u)), (3, 1, 2), strict=True)
+        )
     assert choose(gates.cumulative(0), torch.full((3,), 0.5)) == [2, 0, 1]
 
 

@@ -188,7 +188,11 @@ def test_gradient_correction_reaches_steps_and_gates_never_the_input():
     logs, grids = torch.tensor([0.5, 0.2]).log(), (A2, A4)
     found = {}
     for correction in (0.0, lam):
-        leaf, steps, c = x.clone().requires_grad_(), logs.clone().requires_grad_(), torch.tensor([0.5], requires_grad=True)
+        leaf, steps, c = (
+            x.clone().requires_grad_(),
+            logs.clone().requires_grad_(),
+            torch.tensor([0.5], requires_grad=True),
+        )
         apply(leaf, steps, c, grids, 0, correction=correction).backward(grad)
         found[correction] = (leaf.grad, steps.grad, c.grad)
     assert torch.equal(found[0.0][0], found[lam][0])
