@@ -7,22 +7,24 @@ same settings and goes on from its checkpoints.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
-from ddq_search.config import RunConfig
+from ddq_search.config import RunConfig, load_config
 from ddq_search.cost import FLASH, LATENCY
 from ddq_search.errors import ConfigError, RunError
 from ddq_search.problem import Problem
-from ddq_search.record import RunDirectory
+from ddq_search.record import RunDirectory, write_atomically
 from ddq_search.search import search
 from ddq_search.training import Progress, Silent
 
 _CONTINUES = "continues"
+_PATIENCE = 3
+"""Trials that may fail one after another."""
 _RATES = ("joint_rate", "finetune_rate", "step_rate")
 """Learning rates that are varied by a factor of three around the base configuration."""
 
@@ -67,33 +69,60 @@ def run_study(
 
     Raises:
         ConfigError: the storage cannot be opened.
+        RunError: the folder holds another study, or several trials failed one after another.
     """
     progress = progress or Silent()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    name = f"ddq-search {base.fingerprint()[:12]}"
+    _claim(folder, base)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = _open(base, storage or f"sqlite:///{folder / 'tune.db'}")
+    _queue_interrupted(study)
+    failed: list[str] = []
+    while len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < trials:
+        # A seed per proposal: a resumed study does not repeat the first ones, and proposes what it would have anyway.
+        proposed = [t for t in study.get_trials(deepcopy=False) if _CONTINUES not in t.user_attrs]
+        study.sampler = _sampler(base.seed + len(proposed))
+        trial = study.ask()
+        progress.note(f"trial {trial.number}")
+        try:
+            study.tell(trial, _run_trial(trial, base, assemble, folder, progress))
+            failed.clear()
+        except RunError as error:
+            study.tell(trial, state=TrialState.FAIL)
+            progress.note(f"trial {trial.number} failed: {error}")
+            failed.append(str(error))
+            if len(failed) == _PATIENCE:
+                raise RunError(f"{_PATIENCE} trials failed one after another, the last: {error}") from error
+    return study
+
+
+def _claim(folder: Path, base: RunConfig) -> None:
+    """A study's directory belongs to one configuration."""
+    stored = folder / "study.toml"
+    if stored.exists() and load_config(stored, {}).fingerprint() != base.fingerprint():
+        raise RunError(f"{folder} holds a study of another configuration ({stored.name}); choose another --out")
+    write_atomically(stored, base.to_toml().encode())
+
+
+def _open(base: RunConfig, storage: str) -> optuna.Study:
     try:
         study = optuna.create_study(
-            study_name=name,
-            storage=storage or f"sqlite:///{folder / 'tune.db'}",
+            study_name=f"ddq-search {base.fingerprint()[:12]}",
+            storage=storage,
             directions=["maximize", "minimize", "minimize"],
-            sampler=optuna.samplers.TPESampler(seed=base.seed, multivariate=True, warn_independent_sampling=False),
             load_if_exists=True,
         )
-    except Exception as error:
-        raise ConfigError(f"cannot open the study in {storage or folder / 'tune.db'}: {_first_line(error)}") from error
-    study.set_metric_names(["validation score", LATENCY, FLASH])
-    _queue_interrupted(study)
-
-    def objective(trial: Trial) -> tuple[float, float, float]:
-        progress.note(f"trial {trial.number}")
-        return _run_trial(trial, base, assemble, folder, progress)
-
-    while len(study.get_trials(states=(TrialState.COMPLETE,))) < trials:
-        before = len(study.get_trials(states=(TrialState.FAIL,)))
-        study.optimize(objective, n_trials=1, catch=(RunError,))
-        if len(study.get_trials(states=(TrialState.FAIL,))) - before and _failed_in_a_row(study) >= 3:
-            raise RunError("three trials failed one after another; see trials/*/history.jsonl and the study")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(["validation score", LATENCY, FLASH])
+    except Exception as error:  # SQLAlchemy and the database drivers raise their own
+        raise ConfigError(f"cannot open the study in {storage}: {_first_line(error)}") from error
     return study
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
 
 
 def _run_trial(
@@ -110,22 +139,16 @@ def _run_trial(
 
 
 def _queue_interrupted(study: optuna.Study) -> None:
-    """Trials left running by a killed process are marked failed and queued again with the same settings."""
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+    """Trials left running by a killed process are queued again with the same settings, then marked failed."""
+    trials = study.get_trials()
+    queued = {trial.user_attrs.get(_CONTINUES) for trial in trials if trial.state == TrialState.WAITING}
+    for trial in trials:
+        if trial.state != TrialState.RUNNING:
+            continue
+        origin = trial.user_attrs.get(_CONTINUES, trial.number)
+        if trial.params and origin not in queued:
+            study.enqueue_trial(trial.params, user_attrs={_CONTINUES: origin})
         study.tell(trial.number, state=TrialState.FAIL)
-        attributes: dict[str, Any] = {_CONTINUES: trial.user_attrs.get(_CONTINUES, trial.number)}
-        if trial.params:
-            study.enqueue_trial(trial.params, user_attrs=attributes)
-
-
-def _failed_in_a_row(study: optuna.Study) -> int:
-    count = 0
-    finished: list[FrozenTrial] = study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))
-    for trial in reversed(finished):
-        if trial.state != TrialState.FAIL:
-            break
-        count += 1
-    return count
 
 
 def _first_line(error: Exception) -> str:

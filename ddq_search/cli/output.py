@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -37,8 +39,22 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def resumable(remedy: str) -> Iterator[None]:
-    """Ctrl-C inside becomes `Interrupted`, which says how to go on."""
+    """Ctrl-C inside becomes `Interrupted`, which says how to go on; also where a library made another error of it."""
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not where the shell lets jobs ignore it
+        signal.signal(signal.SIGINT, press)
     try:
         yield
-    except KeyboardInterrupt:
-        raise Interrupted(remedy) from None
+    except (Exception, KeyboardInterrupt) as error:
+        if pressed or isinstance(error, KeyboardInterrupt):
+            raise Interrupted(remedy) from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -48,7 +48,10 @@ def _figures(entry: Mapping[str, Any]) -> list[str]:
 def trial_table(trials: Sequence[Any], calibration: str) -> Table:
     """Returns the Pareto-optimal trials of a study with their settings."""
     label = _latency_label("ms", calibration)
-    table = Table("trial", "score", label, "flash KiB", "settings", title="Pareto-optimal trials", title_justify="left")
+    table = Table(title="Pareto-optimal trials", title_justify="left")
+    for name in ("trial", "score", label, "flash KiB"):
+        table.add_column(name, justify="right")
+    table.add_column("settings")
     for trial in trials:
         score, seconds, size = trial.values
         settings = ", ".join(f"{name} {value:.3g}" for name, value in sorted(trial.params.items()))
