@@ -107,7 +107,7 @@ def expected_bits(net, index, bits):
 def test_bits_go_to_the_layer_that_needs_them(ternary, seed):
     """(2, 8) and (8, 2) both fit the budget; one of them keeps the loss."""
     model = Planted(ternary, seed).eval()
-    (policy,), *_ = search(model, {FLASH: dict.fromkeys(LAYERS, [2.0, 8.0])}, [{FLASH: 10.0}], seed, (2, 8))
+    (policy,), *_ = search(model, {FLASH: {"first": [2.0, 8.0], "second": [2.0, 8.0]}}, [{FLASH: 10.0}], seed, (2, 8))
     assert policy == ((2, 8) if ternary == "first" else (8, 2))
 
 

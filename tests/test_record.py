@@ -184,7 +184,8 @@ def test_damaged_checkpoint(record, damage):
 
 def test_second_process_is_refused(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from ddq_search.errors import RunError; from ddq_search.record import locked\n"
+        "import sys; from pathlib import Path\n"
+        "from ddq_search.errors import RunError; from ddq_search.record import locked\n"
         "try:\n"
         "    with locked(Path(sys.argv[1])): print('held')\n"
         "except RunError as error: print(error)"

@@ -17,7 +17,7 @@ from tests.toys import ToySource
 EPOCHS = 3
 
 
-class Interrupted(Exception):
+class Stop(BaseException):
     pass
 
 
@@ -51,7 +51,7 @@ def phase_of(net, *, stop_at=None, nan_at=None, poison_at=None):
 
     def loss(x, y, number):
         if number == stop_at:
-            raise Interrupted
+            raise Stop
         value = F.cross_entropy(net(x), y) * (1 + multiplier[0].float())
         if number == nan_at:
             value = value * float("nan")
@@ -82,7 +82,7 @@ def run(phase, path, progress=None, layout="channels_last"):
 def test_resumed_equals_uninterrupted(tmp_path, layout, stop_at):
     straight, broken, resumed = (phase_of(network()), phase_of(network(), stop_at=stop_at), phase_of(network()))
     run(straight, tmp_path / "a", layout=layout)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stop):
         run(broken, tmp_path / "b", layout=layout)
     progress = Counter()
     run(resumed, tmp_path / "b", progress, layout=layout)
@@ -105,7 +105,7 @@ def test_resumed_equals_uninterrupted(tmp_path, layout, stop_at):
 def test_rows_written_before_their_checkpoint_are_dropped(tmp_path):
     """Killed between the history row and the checkpoint of epoch 1."""
     record = RunDirectory(tmp_path, "f")
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stop):
         run(phase_of(network(), stop_at=4), tmp_path)
     record.append_history({"phase": "float", "point": None, "epoch": 1, "train_loss": 99.0})
     run(phase_of(network()), tmp_path)
@@ -127,7 +127,7 @@ def test_a_finished_phase_is_not_repeated(tmp_path):
 def test_divergence_keeps_the_last_good_epoch(tmp_path, trouble):
     """At the very end of an epoch, the moment before its checkpoint."""
     good = phase_of(network(), stop_at=6)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stop):
         run(good, tmp_path / "good")
     with pytest.raises(RunError, match=r"diverged in phase 'float': .*not finite .*epoch 3.*training\.float_rate"):
         run(phase_of(network(), **{trouble: 8}), tmp_path / "bad")

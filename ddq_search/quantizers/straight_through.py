@@ -80,6 +80,7 @@ class QuantizeWithGates(torch.autograd.Function):
         share: float,
         correction: float,
     ) -> Tensor:
+        """Returns ``x`` on the grid of the chosen candidate."""
         steps = log_steps.exp() if statistic is None else log_steps.exp() * statistic
         out = fake_quantize(x, steps[choice], grids[choice])
         ctx.save_for_backward(x, steps)
@@ -90,6 +91,7 @@ class QuantizeWithGates(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Returns the gradients of the input, the log steps and ``c``."""
         x, steps = ctx.saved_tensors
         grid = ctx.grids[ctx.choice]
         grad_x = _inside(grad, x, steps[ctx.choice], grid)
