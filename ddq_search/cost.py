@@ -91,7 +91,8 @@ class CostTables:
         for row, factor in enumerate(factors):
             self._check(factor)
             block = factor.table.reshape(factor.table.shape + (1,) * (3 - factor.table.ndim))
-            tables[(row, *(slice(0, size) for size in block.shape))] = block
+            sizes: list[int] = list(block.shape)
+            tables[row, : sizes[0], : sizes[1], : sizes[2]] = block
             where[row, : len(factor.variables)] = [self._index[name] for name in factor.variables]
         steps = np.array([0 if factor.step is None else factor.step for factor in factors])
         return torch.from_numpy(tables), torch.from_numpy(where), torch.from_numpy(steps)
@@ -109,30 +110,34 @@ class CostTables:
             raise CostError(f"{factor.cost} of {factor.operation!r}: the table holds negative or non-finite entries")
 
     def contributions(self, cost: str, probabilities: torch.Tensor) -> torch.Tensor:
-        """Returns each factor's expected value ``[F]`` for probabilities ``[V, C]`` (float64, rows padded with 0)."""
+        """Returns each factor's expected value ``[..., F]`` for probabilities ``[..., V, C]`` (float64, padded with 0)."""
         tables, where, _ = self._plans[cost]
         tables, where = tables.to(probabilities.device), where.to(probabilities.device)
-        certain = torch.zeros_like(probabilities[:1])
-        certain[0, 0] = 1.0
-        rows = torch.cat([probabilities, certain])[where]
-        inner = (tables * rows[:, 2, None, None, :]).sum(-1)
-        inner = (inner * rows[:, 1, None, :]).sum(-1)
-        return (inner * rows[:, 0]).sum(-1)
+        certain = torch.zeros_like(probabilities[..., :1, :])
+        certain[..., 0] = 1.0
+        rows = torch.cat([probabilities, certain], -2)[..., where, :]
+        inner = (tables * rows[..., 2, None, None, :]).sum(-1)
+        inner = (inner * rows[..., 1, None, :]).sum(-1)
+        return (inner * rows[..., 0, :]).sum(-1)
 
     def step_sums(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Returns the expected live bytes at every step of the schedule."""
+        """Returns the expected live bytes at every step of the schedule, ``[..., steps]``."""
         steps = self._plans[PEAK_RAM][2].to(probabilities.device)
-        sums = torch.zeros(int(steps.max()) + 1, dtype=probabilities.dtype, device=probabilities.device)
-        return sums.index_add(0, steps, self.contributions(PEAK_RAM, probabilities))
+        values = self.contributions(PEAK_RAM, probabilities)
+        sums = values.new_zeros(*values.shape[:-1], int(steps.max()) + 1)
+        return sums.index_add(-1, steps, values)
 
     def expected(self, probabilities: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns the expected cost by name. Peak RAM: hard maximum forward, gradient of a log-sum-exp."""
+        """Returns the expected cost ``[...]`` by name for probabilities ``[..., V, C]``.
+
+        Peak RAM: hard maximum forward, gradient of a log-sum-exp.
+        """
         result = {}
         for cost in self.costs:
             if cost == PEAK_RAM:
                 result[cost] = _smooth_gradient_max(self.step_sums(probabilities))
             else:
-                result[cost] = self.contributions(cost, probabilities).sum()
+                result[cost] = self.contributions(cost, probabilities).sum(-1)
         return result
 
     def one_hot(self, policy: Mapping[str, int]) -> torch.Tensor:
@@ -152,8 +157,8 @@ class CostTables:
 
 
 def _smooth_gradient_max(sums: torch.Tensor) -> torch.Tensor:
-    """Maximum whose gradient is spread over near-maximal entries (softmax at a temperature of 2 % of the maximum)."""
-    hard = sums.max()
-    temperature = (0.02 * hard).detach().clamp_min(1e-30)
-    smooth = temperature * torch.logsumexp(sums / temperature, 0)
-    return hard.detach() + (smooth - smooth.detach())
+    """Maximum over the last axis; its gradient is spread over near-maximal entries (softmax at 2 % of the maximum)."""
+    hard = sums.amax(-1).detach()
+    temperature = (0.02 * hard).clamp_min(1e-30)
+    smooth = temperature * torch.logsumexp(sums / temperature[..., None], -1)
+    return hard + (smooth - smooth.detach())

@@ -64,7 +64,8 @@ def pack_rows(codes: NDArray[np.integer], bits: int) -> bytes:
     padded = np.zeros((rows, row_bytes(length, bits) * per_byte), dtype=np.int64)
     padded[:, :length] = codes
     fields = (padded & ((1 << width) - 1)).reshape(rows, -1, per_byte)
-    return (fields << (width * np.arange(per_byte))).sum(-1).astype(np.uint8).tobytes()
+    packed: bytes = (fields << (width * np.arange(per_byte))).sum(-1).astype(np.uint8).tobytes()
+    return packed
 
 
 def unpack_rows(data: bytes, rows: int, row_length: int, bits: int, *, signed: bool) -> NDArray[np.int32]:

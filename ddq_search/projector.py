@@ -73,7 +73,7 @@ class Projector:
     def _block(self, names: tuple[str, ...]) -> int:
         """First column of a table's entries; creates them with their marginal constraints when new."""
         if len(names) == 1:
-            return self._first[names[0]]
+            return int(self._first[names[0]])
         if names not in self._joint:
             shape = tuple(len(self.tables.space[name].candidates) for name in names)
             start = self._joint[names] = self._columns

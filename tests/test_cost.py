@@ -81,8 +81,8 @@ def test_peak_ram_is_the_hard_maximum_with_a_smooth_gradient():
 @pytest.mark.parametrize(
     ("factor", "message"),
     [
-        (Factor(LATENCY, "op", "compute", ("weights/v9",), np.zeros(2)), "'op': variables .* are not distinct known"),
-        (Factor(LATENCY, "op", "compute", ("weights/v0", "weights/v0"), np.zeros((2, 2))), "not distinct"),
+        (Factor(LATENCY, "op", "compute", ("weights/v9",), np.zeros(2)), "'op': variables .* are unknown or repeated"),
+        (Factor(LATENCY, "op", "compute", ("weights/v0", "weights/v0"), np.zeros((2, 2))), "are unknown or repeated"),
         (Factor(LATENCY, "op", "compute", ("weights/v0",), np.zeros(3)), r"'op': table \(3,\), expected \(2,\)"),
         (Factor(LATENCY, "op", "compute", ("weights/v0",), np.array([1.0, np.inf])), "negative or non-finite"),
         (Factor(LATENCY, "op", "compute", ("weights/v0",), np.array([1.0, -1.0])), "negative or non-finite"),

@@ -61,7 +61,7 @@ class DDQQuantizer(nn.Module):
         if self.grids[choice] is None and cumulative is None:
             return x
         statistic = self.statistic(x)
-        return QuantizeWithGates.apply(  # type: ignore[no-any-return,no-untyped-call]
+        return QuantizeWithGates.apply(  # type: ignore[no-any-return]
             x, self.log_steps, statistic, cumulative, tuple(self.grids), choice, self.gradient_share, self.correction
         )
 
@@ -118,7 +118,7 @@ class ActivationQuantizer(DDQQuantizer):
         ]
 
     def _load_from_state_dict(self, *args: object) -> None:
-        super()._load_from_state_dict(*args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args)
         self._set_grids()
 
     @torch.no_grad()

@@ -69,7 +69,7 @@ class QuantizeWithGates(torch.autograd.Function):
     """See the module docstring. Inputs: tensor, steps ``[K]`` or ``[K, rows]``, ``c`` ``[K − 1]`` or None."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         log_steps: Tensor,
@@ -90,7 +90,7 @@ class QuantizeWithGates(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of the input, the log steps and ``c``."""
         x, steps = ctx.saved_tensors
         grid = ctx.grids[ctx.choice]
