@@ -88,7 +88,7 @@ def _compare(arguments: argparse.Namespace, layout: str) -> dict[str, object]:
             began = time.perf_counter()
             step()
             times[name].append(time.perf_counter() - began)
-    net.gates.shared.grad = None
+    net.gates.own[1].grad = None
     search_loss().backward()
     gradient = net.gates.own[1].grad
     assert gradient is not None

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -85,9 +84,7 @@ class Budgeted(nn.Module):
 
     def policy(self, name: str = "searched") -> Policy:
         """Returns the most probable policy that keeps every budget, priced."""
-        with torch.no_grad():
-            probabilities = self.net.gates.probabilities(self.net.gates.cumulative(0)).cpu().numpy()
-        bits = self.pricing.most_likely(np.log(np.clip(probabilities, 1e-6, 1.0)), self.limits, [])
+        bits = self.pricing.most_likely(self.net.gates.scores(0).cpu().numpy(), self.limits, [])
         assert bits is not None, "feasibility was checked when the model was wrapped"
         return Policy(name, bits, "search", {"device": self.pricing.device.name, **self.pricing.price(bits)})
 

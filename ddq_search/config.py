@@ -18,6 +18,7 @@ from ddq_search.errors import ConfigError
 from ddq_search.precision import FLOAT_BITS, MAX_BITS
 
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = float | str
 
@@ -105,13 +106,13 @@ class SearchConfig(_Section):
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     gate_start: Annotated[float, Field(gt=-1, lt=1)] = 0.6
     penalty: Rate = 1.0
-    multiplier_rate: Rate = 1.0
+    multiplier_rate: Rate = 0.05
 
 
 class RunConfig(_Section):
     """Everything that decides a run's result, and where it goes."""
 
-    seed: int = 0
+    seed: Seed = 0
     out: str = "runs/first"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -110,7 +110,7 @@ class CostTables:
             raise CostError(f"{factor.cost} of {factor.operation!r}: the table holds negative or non-finite entries")
 
     def contributions(self, cost: str, probabilities: torch.Tensor) -> torch.Tensor:
-        """Returns each factor's expected value ``[..., F]`` for probabilities ``[..., V, C]`` (float64, padded with 0)."""
+        """Returns each factor's expected value ``[..., F]`` for probabilities ``[..., V, C]`` (float64, padded)."""
         tables, where, _ = self._plans[cost]
         tables, where = tables.to(probabilities.device), where.to(probabilities.device)
         certain = torch.zeros_like(probabilities[..., :1, :])

@@ -63,17 +63,14 @@ def _highest(pricing: Pricing, axis: str, low: float) -> float:
     return pricing.reference[axis] if pricing.reference[axis] > low * 1.02 else low * 1.5
 
 
-def choose_policies(
-    pricing: Pricing, targets: Sequence[Aim], probabilities: Sequence[NDArray[np.float64]]
-) -> list[Policy]:
-    """Returns one distinct policy per aim where there is one: the most probable under its gate set and limits.
+def choose_policies(pricing: Pricing, targets: Sequence[Aim], scores: Sequence[NDArray[np.float64]]) -> list[Policy]:
+    """Returns one distinct policy per aim where there is one: of greatest score ``[V, C]`` within the aim's limits.
 
     Points of each origin are numbered by latency: ``p00`` … within the budgets, ``r00`` … beyond.
     """
     found: list[tuple[str, dict[str, int]]] = []
-    for aim, probability in zip(targets, probabilities, strict=True):
-        scores = np.log(np.clip(probability, 1e-6, 1.0))
-        policy = pricing.most_likely(scores, aim.limits, [bits for _, bits in found])
+    for aim, score in zip(targets, scores, strict=True):
+        policy = pricing.most_likely(score, aim.limits, [bits for _, bits in found])
         if policy is not None:
             found.append((aim.origin, policy))
     result = []

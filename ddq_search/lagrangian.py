@@ -28,6 +28,8 @@ class AugmentedLagrangian:
         self.targets = list(targets)
         self.costs = sorted({cost for target in targets for cost in target})
         self.penalty, self.rate = penalty, rate
+        limits = [[target.get(cost, float("inf")) for cost in self.costs] for target in self.targets]
+        self.limits = torch.tensor(limits, dtype=torch.float64)
         self.multipliers = torch.zeros(len(self.targets), max(len(self.costs), 1), dtype=torch.float64)
 
     def violations(self, index: int, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -50,3 +52,23 @@ class AugmentedLagrangian:
             column = self.costs.index(cost)
             raised = self.multipliers[index, column] + self.rate * violation.detach().cpu()
             self.multipliers[index, column] = raised.clamp_min(0)
+
+    def total(self, expected: Mapping[str, Tensor]) -> Tensor:
+        """Returns the summed penalty of all sets; ``expected`` holds one value per set, ``[S]``."""
+        multipliers, violations = self._all(expected)
+        active = (multipliers + self.penalty * violations).clamp_min(0)
+        return (active**2 - multipliers**2).sum() / (2 * self.penalty)
+
+    @torch.no_grad()
+    def update_all(self, expected: Mapping[str, Tensor]) -> None:
+        """Dual ascent for all sets; ``expected`` holds one value per set, ``[S]``."""
+        multipliers, violations = self._all(expected)
+        self.multipliers.copy_((multipliers + self.rate * violations).clamp_min(0))
+
+    def _all(self, expected: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Multipliers and violations ``[S, costs]``; a cost without a limit is violated by −1."""
+        device = next(iter(expected.values())).device
+        if not self.costs:
+            return self.multipliers.to(device), torch.full_like(self.multipliers, -1.0, device=device)
+        values = torch.stack([expected[cost] for cost in self.costs], 1)
+        return self.multipliers.to(device), values / self.limits.to(device) - 1

@@ -46,7 +46,7 @@ class Policy:
 
 
 def uniform(space: SearchSpace, weight_bits: int, activation_bits: int) -> dict[str, int]:
-    """Returns the bits of a uniform policy: each variable at its widest candidate not above the wish, else narrowest."""
+    """Returns the bits of a uniform policy: its widest candidate not above the wish, else the narrowest."""
     wish = {"weights": weight_bits, "activations": activation_bits}
     return {
         v.name: max((b for b in v.candidates if b <= wish[v.role]), default=v.candidates[0]) for v in space.variables

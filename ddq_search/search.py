@@ -15,15 +15,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddq_search import front as fronts
 from ddq_search.budget import LABELS, show
-from ddq_search.cost import CostTables
 from ddq_search.errors import BudgetError
+from ddq_search.gate_training import GateTraining, gate_facts
 from ddq_search.graph import to_json, write_graphml
 from ddq_search.judgement import Candidate, Front, judge
 from ddq_search.lagrangian import AugmentedLagrangian
@@ -155,9 +154,8 @@ class _Run:
         limits = [aim.limits for aim in aims]
         lagrangian = AugmentedLagrangian(limits, penalty=config.penalty, rate=config.multiplier_rate)
         self._train(self._joint_phase(net, teacher, lagrangian))
-        with torch.no_grad():
-            probabilities = [net.gates.probabilities(net.gates.cumulative(s)).numpy() for s in range(len(aims))]
-        policies = fronts.choose_policies(self.problem.pricing, aims, probabilities)
+        scores = [net.gates.scores(index).numpy() for index in range(len(aims))]
+        policies = fronts.choose_policies(self.problem.pricing, aims, scores)
         if not policies:
             raise BudgetError("the search found no policy within its budgets; this is a defect, please report it")
         taken = [dict(policy.bits) for policy in policies]
@@ -169,41 +167,33 @@ class _Run:
         return policies, net
 
     def _joint_phase(self, net: Supernet, teacher: Supernet, lagrangian: AugmentedLagrangian) -> Phase:
-        settings, sets = self.settings, net.gates.sets
+        settings, seed = self.settings, self.problem.config.seed
         tables, variables = self.problem.pricing.tables, len(self.problem.space.variables)
-        seed = self.problem.config.seed
-        last: dict[str, Any] = {"expected": {}}
+        gates = GateTraining(net, tables, lagrangian)
 
         def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
-            index = number % sets
+            index = number % net.gates.sets
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            probabilities = net.sample(index, torch.rand(variables, generator=generator))
+            gates.sample(index, torch.rand(variables, generator=generator))
             value = self._task_loss(net(x), x, y, teacher)
-            expected = tables.expected(probabilities)
-            last["expected"] = expected
-            shown = {
-                LABELS[cost]: f"{100 * expected[cost].item() / limit:.0f}%"
-                for cost, limit in lagrangian.targets[index].items()
-            }
-            return value + lagrangian.term(index, expected), {"loss": f"{value.item():.3f}", "set": str(index), **shown}
+            shown = {"loss": f"{value.item():.3f}", "point": str(index)}
+            for cost, limit in lagrangian.targets[index].items():
+                if gates.expected:
+                    shown[LABELS[cost]] = f"{100 * gates.expected[cost][index].item() / limit:.0f}%"
+            return value, shown
 
-        def after_step(number: int) -> None:
-            net.gates.project()
-            lagrangian.update(number % sets, last["expected"])
-
-        def after_epoch(epoch: int) -> Mapping[str, Any]:
-            return _gate_facts(net, lagrangian, tables)
-
-        steps = settings.joint_epochs * self.source.train_batches(settings.batch_size) / sets
-        gate_rate = settings.gate_rate or min(0.1, max(0.01, 6 / max(steps, 1)))
+        steps = settings.joint_epochs * self.source.train_batches(settings.batch_size)
+        gate_rate = settings.gate_rate or min(0.1, max(0.004, 12 / max(steps, 1)))
         optimizers = [
             (self._weight_optimizer(net), settings.joint_rate),
             (torch.optim.Adam(net.quantizers.parameters()), settings.step_rate),
             (torch.optim.Adam(net.gates.parameters(), betas=(0.9, 0.99)), gate_rate),
         ]
         return Phase(
-            "joint", "joint", net, optimizers, loss, settings.joint_epochs, cosine, after_step, after_epoch,
-            {"multipliers": lagrangian.multipliers},
+            "joint", "joint", net, optimizers, loss, settings.joint_epochs, cosine,
+            before_step=gates.backward, after_step=gates.update,
+            after_epoch=lambda epoch: gate_facts(net, lagrangian, tables),
+            extra={"multipliers": lagrangian.multipliers, "sensitivity": gates.sensitivity, "weight": gates.weight},
         )  # fmt: skip
 
     # -- fine-tuning --------------------------------------------------------------------------------------------
@@ -255,24 +245,3 @@ class _Run:
             for point in front.points
         ]
         return replace(front, points=tuple(points), float_test=self._measure_float(baseline, "test"))
-
-
-def _gate_facts(net: Supernet, lagrangian: AugmentedLagrangian, tables: CostTables) -> dict[str, Any]:
-    """What the history keeps of the gates after an epoch: the tightest set's probabilities, and every set's costs."""
-    with torch.no_grad():
-        expected, gates = [], {}
-        for index in range(net.gates.sets):
-            probabilities = net.gates.probabilities(net.gates.cumulative(index))
-            expected.append({cost: float(value) for cost, value in tables.expected(probabilities).items()})
-            if index == 0:
-                for row, variable in zip(probabilities.tolist(), net.space.variables, strict=True):
-                    if len(variable.candidates) > 1:
-                        gates[variable.name] = [round(p, 4) for p in row[: len(variable.candidates)]]
-    return {
-        "expected": expected[0],
-        "target": dict(lagrangian.targets[0]),
-        "expected_by_set": expected,
-        "targets_by_set": [dict(target) for target in lagrangian.targets],
-        "gates": gates,
-        "set": 0,
-    }

@@ -10,7 +10,7 @@ Three modes:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,12 @@ from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import PolicyError
 from ddq_search.graph import WEIGHTED, ModelGraph, Operation, inputs_of, operations
 from ddq_search.precision import FLOAT_BITS, ActivationGrid
-from ddq_search.quantizers.ddq import ActivationQuantizer, WeightQuantizer
+from ddq_search.quantizers.ddq import ActivationQuantizer, DDQQuantizer, WeightQuantizer
 from ddq_search.quantizers.gates import Gates, choose
 from ddq_search.space import SearchSpace
 
 _ON_GRID_ALREADY = frozenset({"max_pool2d", "reshape", "transpose", "slice", "concat", "output"})
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
     "hardswish": F.hardswish,
@@ -76,6 +76,7 @@ class Supernet(nn.Module):
         self.gates = Gates([len(v.candidates) for v in space.variables], sets, gate_start)
         self.quantizers = nn.ModuleList([self._quantizer(v.name) for v in space.variables])
         for quantizer in self.quantizers:
+            assert isinstance(quantizer, DDQQuantizer)
             quantizer.gradient_share = gradient_share
         self._exact_input = input_grid is not None
         if input_grid is not None:
@@ -133,10 +134,14 @@ class Supernet(nn.Module):
             Probabilities ``[V, C]`` of that set, float64, differentiable: what the cost is contracted with.
         """
         cumulative = self.gates.cumulative(index)
+        self.sample_from(cumulative, uniform)
+        return self.gates.probabilities(cumulative)
+
+    def sample_from(self, cumulative: Tensor, uniform: Tensor) -> None:
+        """As `sample`, from given ``c`` ``[V, C − 1]``, which receives the task gradient."""
         self._choices = choose(cumulative, uniform)
         self._cumulative = cumulative.unbind(0)
         self.mode = "gated"
-        return self.gates.probabilities(cumulative)
 
     # -- forward ----------------------------------------------------------------------------------------------
 
@@ -166,8 +171,8 @@ class Supernet(nn.Module):
         gates = None
         if self._cumulative is not None and len(self.space.variables[row].candidates) > 1:
             gates = self._cumulative[row][: len(self.space.variables[row].candidates) - 1]
-        result: Tensor = quantizer.fake_quantize(value, self._choices[row], gates)
-        return result
+        assert isinstance(quantizer, DDQQuantizer)
+        return quantizer.fake_quantize(value, self._choices[row], gates)
 
     def _compute(self, op: Operation, arguments: list[Tensor]) -> Tensor:
         x = arguments[0]
@@ -275,7 +280,7 @@ class Supernet(nn.Module):
         assert isinstance(quantizer, WeightQuantizer)
         weight = self._weight(op)
         module = self._modules_by_path[op.module or ""]
-        bias = _numpy(module.bias) if module.bias is not None else np.zeros(weight.shape[0])  # type: ignore[arg-type]
+        bias = _numpy(module.bias) if module.bias is not None else np.zeros(weight.shape[0])
         gain, offset = np.ones(weight.shape[0]), bias
         if op.norm is not None:
             norm: Any = self._modules_by_path[op.norm]

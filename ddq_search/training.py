@@ -56,6 +56,7 @@ class Phase:
         optimizers: (optimizer, peak learning rate) pairs; ``schedule`` scales every rate. The gradient of the first
             one's parameters is clipped.
         batch_loss: (inputs, targets, step number) → loss to be differentiated and facts for the progress line.
+        before_step: called between the backward pass and the optimizer step.
         after_step: called after each optimizer step.
         epochs: how many.
         schedule: fraction of the phase done, in [0, 1) → factor of the peak rates.
@@ -70,7 +71,8 @@ class Phase:
     batch_loss: Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, str]]]
     epochs: int
     schedule: Callable[[float], float]
-    after_step: Callable[[int], None] | None = None
+    before_step: Callable[[], None] | None = None
+    after_step: Callable[[], None] | None = None
     after_epoch: Callable[[int], Mapping[str, Any]] | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     point: str | None = None
@@ -119,11 +121,13 @@ def run_phase(
             if not math.isfinite(float(loss.detach())):
                 raise _diverged(phase, f"the loss is not finite in epoch {epoch + 1}, batch {index + 1}")
             loss.backward()
+            if phase.before_step is not None:
+                phase.before_step()
             torch.nn.utils.clip_grad_norm_(clipped, phase.gradient_clip)
             for optimizer, _ in phase.optimizers:
                 optimizer.step()
             if phase.after_step is not None:
-                phase.after_step(number)
+                phase.after_step()
             losses += loss.detach().cpu()
             count += 1
             progress.step({"epoch": f"{epoch + 1}/{phase.epochs}", **facts})

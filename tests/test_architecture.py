@@ -18,7 +18,7 @@ FLOORS = (
     ("errors", "precision"),
     ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
-     "training", "evaluation", "record", "config", "integer", "problem"),
+     "training", "evaluation", "record", "config", "integer", "problem", "gate_training"),
     ("search", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip

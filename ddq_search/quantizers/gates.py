@@ -5,8 +5,8 @@ Gate i of a variable opens the step from candidate i−1 to candidate i. Its pro
 of the paper's hard gate ``H(ĝ)``. Gates are ordered: the candidate is at least i with probability
 ``c_i = g_1 … g_i``, hence ``p_i = c_i − c_{i+1}``.
 
-A family of gate sets, one per point of the front, shares a common part, so that what one set learns about a layer's
-sensitivity reaches the others.
+A family has one gate set per point of the front; what the task says about a gate is shared among the sets
+(`ddq_search.gate_training`), what a budget says is not.
 
 Legend: S sets, V variables, C candidates of the widest variable.
 """
@@ -24,8 +24,8 @@ class Gates(nn.Module):
     """Gate parameters of all variables and sets.
 
     Attributes:
-        shared: ``[V, C − 1]``, added to every set.
-        own: S parameters ``[V, C − 1]``, separate so that an optimizer leaves inactive sets alone.
+        own: ``ĝ`` of every set: S parameters ``[V, C − 1]``.
+        exists: ``[V, C − 1]``, which gates a variable has.
     """
 
     exists: Tensor
@@ -44,8 +44,7 @@ class Gates(nn.Module):
         for row, count in enumerate(candidates):
             exists[row, : count - 1] = True
         self.register_buffer("exists", exists)
-        self.shared = nn.Parameter(torch.full(exists.shape, start))
-        self.own = nn.ParameterList([nn.Parameter(torch.zeros(exists.shape)) for _ in range(sets)])
+        self.own = nn.ParameterList([nn.Parameter(torch.full(exists.shape, start)) for _ in range(sets)])
 
     @property
     def sets(self) -> int:
@@ -53,23 +52,43 @@ class Gates(nn.Module):
         return len(self.own)
 
     def cumulative(self, index: int) -> Tensor:
-        """Returns ``c`` ``[V, C − 1]`` of one set: probability that the candidate is at least 1, 2, …"""
-        opened = ((self.shared + self.own[index] + 1) / 2).clamp(0, 1)
-        return (opened * self.exists).cumprod(1)
+        """Returns ``c`` ``[V, C − 1]`` of one set: the probability of candidate 1, 2, … or a wider one."""
+        return self._open(self.own[index])
+
+    def all_cumulative(self) -> Tensor:
+        """Returns ``c`` ``[S, V, C − 1]`` of all sets."""
+        return self._open(torch.stack(list(self.own)))
+
+    def _open(self, gates: Tensor) -> Tensor:
+        cumulative: Tensor = (((gates + 1) / 2).clamp(0, 1) * self.exists).cumprod(-1)
+        return cumulative
 
     @staticmethod
     def probabilities(cumulative: Tensor) -> Tensor:
-        """Returns ``p`` ``[V, C]`` float64 from ``c``; rows sum to 1, absent candidates have probability 0."""
+        """Returns ``p`` ``[..., V, C]`` float64 from ``c``; rows sum to 1, absent candidates have probability 0."""
         c = cumulative.double()
-        ones, zeros = torch.ones_like(c[:, :1]), torch.zeros_like(c[:, :1])
-        return torch.cat([ones, c], 1) - torch.cat([c, zeros], 1)
+        ones, zeros = torch.ones_like(c[..., :1]), torch.zeros_like(c[..., :1])
+        return torch.cat([ones, c], -1) - torch.cat([c, zeros], -1)
+
+    @torch.no_grad()
+    def scores(self, index: int) -> Tensor:
+        """Returns the log-likelihood ``[V, C]`` float64 of every candidate's gate pattern: open up to it, closed above.
+
+        Unlike the probabilities it reads each gate by itself, as the thresholded gate does: a middle candidate wins
+        where the gate below is more open than closed and the gate above is not. Absent candidates score 0.
+        """
+        opened = ((self.own[index] + 1) / 2).double().clamp(1e-6, 1 - 1e-6)
+        up = (opened.log() * self.exists).cumsum(1)
+        closed = (1 - opened).log() * self.exists
+        above = closed.flip(1).cumsum(1).flip(1)
+        zeros = torch.zeros_like(up[:, :1])
+        return torch.cat([zeros, up], 1) + torch.cat([above, zeros], 1)
 
     @torch.no_grad()
     def project(self) -> None:
         """Keeps every gate inside its window (projected gradient step)."""
-        self.shared.clamp_(-_OPEN_LIMIT, _OPEN_LIMIT)
         for own in self.own:
-            own.copy_((own + self.shared).clamp(-_OPEN_LIMIT, _OPEN_LIMIT) - self.shared)
+            own.clamp_(-_OPEN_LIMIT, _OPEN_LIMIT)
 
 
 def choose(cumulative: Tensor, uniform: Tensor) -> list[int]:
@@ -77,4 +96,4 @@ def choose(cumulative: Tensor, uniform: Tensor) -> list[int]:
 
     ``uniform = ½`` everywhere is the paper's deterministic gate.
     """
-    return (cumulative.detach() > uniform[:, None].to(cumulative)).sum(1).tolist()  # type: ignore[no-any-return]
+    return (cumulative.detach() > uniform[:, None].to(cumulative)).sum(1).tolist()

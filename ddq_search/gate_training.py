@@ -1,0 +1,89 @@
+"""Training of the gates: what the task says is averaged and shared, what a budget says belongs to its set.
+
+In every step one gate set is sampled and the forward pass computes its policy. The task gradient of its gates,
+``∂L/∂c``, says how much the loss falls when a tensor gets its next candidate; that is a property of the tensor more
+than of the budget, so it is averaged over recent steps, all sets together. Then *every* set takes a step against that
+average plus the exact gradient of its own budgets' penalty. A set therefore learns in all steps and not only in its
+turn, and from less noise.
+
+The penalty is measured in units of the task's total sensitivity ``Σ |∂L/∂c|``, so multipliers are of order one
+whatever the loss.
+
+Legend: S sets, V variables, C candidates of the widest variable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddq_search.cost import CostTables
+from ddq_search.lagrangian import AugmentedLagrangian
+from ddq_search.supernet import Supernet
+
+_MEMORY = 0.98
+"""Share of the average that a step keeps: about fifty steps."""
+
+
+class GateTraining:
+    """Gate gradients of all sets of a supernet.
+
+    Attributes:
+        sensitivity: running sum of task gradients ``[V, C − 1]``.
+        weight: ``[1]``, total weight in that sum.
+        expected: cost → expected value of every set ``[S]``, as of the last `backward`.
+    """
+
+    def __init__(self, net: Supernet, tables: CostTables, lagrangian: AugmentedLagrangian) -> None:
+        self._net, self._tables, self._lagrangian = net, tables, lagrangian
+        self.sensitivity = torch.zeros(net.gates.exists.shape, dtype=torch.float64)
+        self.weight = torch.zeros(1, dtype=torch.float64)
+        self.expected: dict[str, Tensor] = {}
+        self._sampled: Tensor | None = None
+
+    def sample(self, index: int, uniform: Tensor) -> None:
+        """Lets the next forward pass compute a policy drawn from one set; ``uniform`` is ``[V]`` in [0, 1)."""
+        self._sampled = self._net.gates.cumulative(index).detach().requires_grad_()
+        self._net.sample_from(self._sampled, uniform)
+
+    def backward(self) -> None:
+        """After the task loss's backward pass: gives every gate of every set its gradient."""
+        gradient = None if self._sampled is None else self._sampled.grad
+        assert gradient is not None, "sample, forward and backward come first"
+        self.sensitivity.mul_(_MEMORY).add_(gradient.cpu().double() * (1 - _MEMORY))
+        self.weight.mul_(_MEMORY).add_(1 - _MEMORY)
+        average = self.sensitivity / self.weight
+        gates = self._net.gates
+        cumulative = gates.all_cumulative().double()
+        self.expected = self._tables.expected(gates.probabilities(cumulative))
+        scale = average.abs().sum().clamp_min(1e-12).item()
+        objective = (average.to(cumulative.device) * cumulative).sum() + scale * self._lagrangian.total(self.expected)
+        objective.backward()
+
+    def update(self) -> None:
+        """After the optimizer step: keeps gates in their window and raises or lowers the multipliers."""
+        self._net.gates.project()
+        self._lagrangian.update_all(self.expected)
+
+
+def gate_facts(net: Supernet, lagrangian: AugmentedLagrangian, tables: CostTables) -> dict[str, Any]:
+    """What the history keeps of the gates after an epoch: the tightest set's probabilities, and every set's costs."""
+    with torch.no_grad():
+        expected, gates = [], {}
+        for index in range(net.gates.sets):
+            probabilities = net.gates.probabilities(net.gates.cumulative(index))
+            expected.append({cost: float(value) for cost, value in tables.expected(probabilities).items()})
+            if index == 0:
+                for row, variable in zip(probabilities.tolist(), net.space.variables, strict=True):
+                    if len(variable.candidates) > 1:
+                        gates[variable.name] = [round(p, 4) for p in row[: len(variable.candidates)]]
+    return {
+        "expected": expected[0],
+        "target": dict(lagrangian.targets[0]),
+        "expected_by_set": expected,
+        "targets_by_set": [dict(target) for target in lagrangian.targets],
+        "gates": gates,
+        "set": 0,
+    }
