@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddq_search.errors import RunError
 
@@ -148,6 +148,20 @@ class RunDirectory:
         if phase != name:
             raise RunError(f"checkpoint {path} is a copy of {phase!r}; delete it to repeat its phase")
         return tensors, facts
+
+    def restore(self, name: str, module: nn.Module, tensors: Mapping[str, Tensor], *, strict: bool = True) -> None:
+        """Copies a checkpoint's tensors into a module.
+
+        Raises:
+            RunError: they are of another module: the checkpoint was written by other code.
+        """
+        try:
+            module.load_state_dict(tensors, strict=strict)
+        except RuntimeError as error:
+            raise RunError(
+                f"checkpoint {self._checkpoint(name)} was written by another version of ddq-search, or changed: its "
+                "tensors do not fit; use that version, or search again with another --out"
+            ) from error
 
     def remove_checkpoint(self, name: str) -> None:
         """Deletes a checkpoint that a later one replaced."""

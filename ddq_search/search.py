@@ -204,7 +204,7 @@ class _Run:
         net = self._in_layout(self.problem.supernet())
         finished = self.record.load_checkpoint(name)
         if finished is not None:
-            net.load_state_dict(finished[0])
+            self.record.restore(name, net, finished[0])
             return Candidate(policy, net, Measure(finished[1]["loss"], finished[1]["score"]))
         own = {k: v for k, v in supernet.state_dict().items() if not k.startswith("gates.")}
         net.load_state_dict(own, strict=False)

@@ -180,9 +180,8 @@ def _restore(phase: Phase, record: RunDirectory) -> int:
     if loaded is None:
         return 0
     tensors, facts = loaded
-    phase.module.load_state_dict(
-        {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
-    )
+    own = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
+    record.restore(phase.name, phase.module, own)
     for key, value in phase.extra.items():
         value.copy_(tensors[f"extra.{key}"])
     for number, (optimizer, _) in enumerate(phase.optimizers):

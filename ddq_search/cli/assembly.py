@@ -117,13 +117,13 @@ def _weights(problem: Problem, record: RunDirectory, policy: Policy) -> tuple[Su
     net = problem.supernet()
     trained = record.load_checkpoint(f"policy-{policy.name}")
     if trained is not None:
-        net.load_state_dict(trained[0])
+        record.restore(f"policy-{policy.name}", net, trained[0])
         return net, "fine-tuned"
     joint = record.load_checkpoint("joint")
     if joint is None:
         raise RunError(f"{record.path} has no trained supernet yet; finish the search with --resume")
     state = {key.removeprefix("module."): value for key, value in joint[0].items() if key.startswith("module.")}
-    net.load_state_dict({k: v for k, v in state.items() if not k.startswith("gates.")}, strict=False)
+    record.restore("joint", net, {k: v for k, v in state.items() if not k.startswith("gates.")}, strict=False)
     net.set_policy(policy.bits)
     net.reestimate_norms(inputs(problem, problem.config.training.norm_batches))
     return net, "supernet weights, batch-norm statistics re-estimated, not fine-tuned"
