@@ -80,9 +80,9 @@ class SpaceConfig(_Section):
 class TrainingConfig(_Section):
     """Epochs, learning rates and what else training needs."""
 
-    float_epochs: Positive = 20
-    joint_epochs: Positive = 25
-    finetune_epochs: Positive = 4
+    float_epochs: Positive = 30
+    joint_epochs: Positive = 40
+    finetune_epochs: Positive = 6
     batch_size: Positive = 64
     float_rate: Rate = 0.1
     joint_rate: Rate = 0.03
@@ -90,7 +90,7 @@ class TrainingConfig(_Section):
     step_rate: Rate = 0.01
     gate_rate: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
-    distillation: Annotated[float, Field(ge=0, le=1)] = 0.5
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.8
     memory_layout: Literal["contiguous", "channels_last"] = "channels_last"
     calibration_batches: Positive = 4
     norm_batches: Positive = 40
@@ -100,7 +100,7 @@ class TrainingConfig(_Section):
 class SearchConfig(_Section):
     """How the joint search spreads its points, and how gradients are estimated."""
 
-    points: Positive = 14
+    points: Positive = 16
     relaxed_points: Annotated[int, Field(ge=0)] = 4
     uniform: tuple[tuple[int, int], ...] = ((8, 8), (4, 8), (4, 4), (2, 8), (2, 2))
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25

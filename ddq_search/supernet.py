@@ -208,9 +208,7 @@ class Supernet(nn.Module):
         if self.mode == "float" or self._observed is not None:
             return False
         quantizer = self._activation_quantizer(op.name)
-        row = self._row[self.space.activations_of[op.name]]
-        bits = quantizer.candidates
-        return quantizer.nonnegative and FLOAT_BITS not in bits and self._choices[row] < len(bits)
+        return quantizer.nonnegative and FLOAT_BITS not in quantizer.candidates
 
     # -- calibration ------------------------------------------------------------------------------------------
 
