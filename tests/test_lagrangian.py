@@ -57,3 +57,22 @@ def test_finds_the_constrained_minimum():
         lagrangian.update(0, {"x": x})
     assert x.item() == pytest.approx(1.0, abs=1e-3)
     assert lagrangian.multipliers.item() == pytest.approx(4.0, abs=1e-2)
+
+
+def test_all_sets_at_once_are_the_sets_one_by_one():
+    targets = [{"a": 10.0, "b": 4.0}, {"b": 3.0}, {}]
+    alone, together = AugmentedLagrangian(targets, rate=0.3), AugmentedLagrangian(targets, rate=0.3)
+    for step in range(4):
+        costs = {"a": torch.tensor([12.0, 30.0, 7.0]) - step, "b": torch.tensor([3.0, 5.0, 9.0]) - step}
+        costs = {name: value.double() for name, value in costs.items()}
+        single = [{name: value[i] for name, value in costs.items()} for i in range(3)]
+        expected = sum(alone.term(i, single[i]) for i in range(3))
+        assert together.total(costs).item() == pytest.approx(expected.item(), abs=1e-12)
+        for i in range(3):
+            alone.update(i, single[i])
+        together.update_all(costs)
+        torch.testing.assert_close(together.multipliers, alone.multipliers)
+    assert float(together.multipliers[0, 0]) > 0
+    none = AugmentedLagrangian([{}, {}])
+    none.update_all(costs)
+    assert none.total(costs).item() == 0.0

@@ -30,7 +30,7 @@ def test_probabilities_are_the_products_of_the_gates(candidates, seed):
     assert p.dtype == torch.float64
     torch.testing.assert_close(p.sum(1), torch.ones(len(candidates), dtype=torch.float64))
     assert float(p.min()) >= 0
-    opened = ((gates.shared + gates.own[0] + 1) / 2).detach().double()
+    opened = ((gates.own[0] + 1) / 2).detach().double()
     for row, count in enumerate(candidates):
         g = opened[row, : count - 1].tolist()
         for k in range(p.shape[1]):
@@ -45,7 +45,7 @@ def test_probabilities_are_the_products_of_the_gates(candidates, seed):
 def test_brute_force_over_all_gate_states():
     """Independent gates, ordered: the number of leading open gates has the distribution of the thermometer."""
     gates = random_gates([4], seed=7)
-    g = ((gates.shared + gates.own[0] + 1) / 2)[0].detach().tolist()
+    g = ((gates.own[0] + 1) / 2)[0].detach().tolist()
     expected = [0.0] * 4
     for states in itertools.product([0, 1], repeat=3):
         probability = 1.0
@@ -77,35 +77,44 @@ def test_extreme_draws_stay_inside_the_candidates():
 
 
 def test_project_keeps_every_gate_in_its_window_and_alive():
-    gates = Gates([3, 3, 2], 3)
+    gates = Gates([3, 3, 2], 2)
     with torch.no_grad():
-        gates.shared.copy_(torch.tensor([[5.0, -5.0], [0.5, 0.5], [-3.0, 0.0]]))
+        gates.own[0].copy_(torch.tensor([[5.0, -5.0], [0.5, 0.5], [-3.0, 0.0]]))
         gates.own[1].fill_(-9.0)
-        gates.own[2].fill_(0.7)
     gates.project()
     for index, own in enumerate(gates.own):
-        assert float((gates.shared + own).detach().abs().max()) <= 0.96 + 1e-6
-        gates.probabilities(gates.cumulative(index))[:, 0].sum().backward()
-        assert bool((own.grad[gates.exists][:1] != 0).all())
+        assert float(own.detach().abs().max()) <= 0.96
+        (gates.probabilities(gates.cumulative(index)) * torch.tensor([0.0, 1.0, 3.0])).sum().backward()
+        assert torch.equal(own.grad != 0, gates.exists)
 
 
 def test_gradient_of_missing_gates_is_zero():
-    gates = random_gates([3, 1, 2])
+    gates = random_gates([3, 1, 2], sets=2)
     (gates.probabilities(gates.cumulative(0)) * torch.arange(3)).sum().backward()
     assert torch.equal(gates.own[0].grad != 0, gates.exists)
-    assert torch.equal(gates.shared.grad, gates.own[0].grad)
+    assert gates.own[1].grad is None
 
 
-def test_a_set_without_its_turn_is_not_moved():
-    gates = Gates([3, 3], 3)
-    optimizer = torch.optim.Adam(gates.parameters(), lr=0.1)
-    for turn in (0, 2, 0):
-        optimizer.zero_grad(set_to_none=True)
-        gates.probabilities(gates.cumulative(turn))[:, 2].sum().backward()
-        optimizer.step()
-        gates.project()
-    assert torch.equal(gates.own[1], torch.zeros(2, 2))
-    assert not torch.equal(gates.own[0], gates.own[2])
+def test_all_sets_at_once_are_the_sets_one_by_one():
+    gates = random_gates([3, 1, 2], sets=3)
+    together = gates.all_cumulative()
+    assert together.shape == (3, 3, 2)
+    for index in range(3):
+        assert torch.equal(together[index], gates.cumulative(index))
+        assert torch.equal(gates.probabilities(together)[index], gates.probabilities(gates.cumulative(index)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(candidates=st.lists(st.integers(1, 5), min_size=1, max_size=5), seed=st.integers(0, 1000))
+def test_scores_read_every_gate_by_itself(candidates, seed):
+    gates = random_gates(candidates, seed=seed)
+    scores = gates.scores(0)
+    opened = ((gates.own[0] + 1) / 2).detach().double()
+    for row, count in enumerate(candidates):
+        for k in range(count):
+            expected = opened[row, :k].log().sum() + (1 - opened[row, k : count - 1]).log().sum()
+            assert float(scores[row, k]) == pytest.approx(float(expected), abs=1e-5)
+        assert bool((scores[row, count:] <= scores[row, :count].max() + 1e-9).all() or count == 1)
 
 
 def test_start_is_near_the_widest_candidate():

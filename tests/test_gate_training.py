@@ -1,0 +1,95 @@
+"""Gate gradients: the task's averaged and shared, a budget's exact and its set's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ddq_search.cost import FLASH, CostTables, Factor
+from ddq_search.gate_training import GateTraining, gate_facts
+from ddq_search.lagrangian import AugmentedLagrangian
+from tests.networks import sample_images
+from tests.test_supernet import small
+
+
+def training(budgets):
+    net = small("Residual", sets=len(budgets), gradient_share=1.0)
+    factors = [
+        Factor(FLASH, v.key, "weights", (v.name,), np.array([float(b) for b in v.candidates]))
+        for v in net.space.variables
+        if v.role == "weights"
+    ]
+    tables = CostTables(net.space, factors)
+    lagrangian = AugmentedLagrangian([{FLASH: b} for b in budgets], rate=0.5)
+    return net, tables, lagrangian, GateTraining(net, tables, lagrangian)
+
+
+def step(net, gates, index=0, seed=0):
+    net.train()
+    net.zero_grad(set_to_none=True)
+    gates.sample(index, torch.full((len(net.space.variables),), 0.5))
+    F.cross_entropy(net(sample_images(16, seed=seed)), torch.arange(16) % 5).backward()
+    gates.backward()
+
+
+def test_every_set_learns_from_the_task_in_every_step():
+    net, _, _, gates = training([1e9, 1e9, 1e9])  # no budget binds
+    step(net, gates)
+    first, *others = (own.grad for own in net.gates.own)
+    assert all(torch.equal(first, other) for other in others)  # equal gates, equal gradients
+    assert torch.equal(first != 0, net.gates.exists)
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in net.model.parameters() if p.ndim > 1)
+
+
+def test_the_task_gradient_is_the_average_of_the_steps():
+    net, _, _, gates = training([1e9])
+    seen = []
+    for seed in range(3):
+        step(net, gates, seed=seed)
+        seen.append(gates._sampled.grad.double())
+    weights = torch.tensor([0.98**2, 0.98, 1.0], dtype=torch.float64)
+    expected = sum(w * g for w, g in zip(weights, seen, strict=True)) / weights.sum()
+    torch.testing.assert_close(gates.sensitivity / gates.weight, expected)
+
+
+def test_a_budget_pushes_its_own_set_only():
+    net, tables, _, gates = training([10.0, 1e9])
+    step(net, gates)
+    difference = (net.gates.own[0].grad - net.gates.own[1].grad).double()
+    own = net.gates.own[0].detach().clone().requires_grad_()
+    expected = tables.expected(net.gates.probabilities(net.gates._open(own).double()))[FLASH]
+    assert gates.expected[FLASH][0].item() == pytest.approx(expected.item(), rel=1e-6)
+    scale = (gates.sensitivity / gates.weight).abs().sum()
+    (scale * (expected / 10 - 1) ** 2 / 2).backward()
+    torch.testing.assert_close(difference, own.grad.double(), rtol=1e-3, atol=1e-6)
+    assert float(difference.min()) >= 0  # towards fewer bits
+    rows = [row for row, v in enumerate(net.space.variables) if v.role == "activations"]
+    assert torch.count_nonzero(difference[rows]) == 0  # which cost nothing here
+
+
+def test_update_moves_multipliers_and_keeps_the_window():
+    net, _, lagrangian, gates = training([10.0, 1e9])
+    step(net, gates)
+    with torch.no_grad():
+        net.gates.own[0].add_(5)
+    gates.update()
+    assert float(lagrangian.multipliers[0]) > 0
+    assert float(lagrangian.multipliers[1]) == 0
+    assert float(net.gates.own[0].detach().max()) <= 0.96
+
+
+def test_backward_needs_a_sampled_step():
+    _, _, _, gates = training([10.0])
+    with pytest.raises(AssertionError, match="come first"):
+        gates.backward()
+
+
+def test_facts_for_the_history():
+    net, tables, lagrangian, _ = training([10.0, 20.0])
+    facts = gate_facts(net, lagrangian, tables)
+    assert [target[FLASH] for target in facts["targets_by_set"]] == [10.0, 20.0]
+    assert len(facts["expected_by_set"]) == 2
+    assert set(facts["gates"]) == {v.name for v in net.space.searched}
+    assert all(sum(p) == pytest.approx(1, abs=1e-3) for p in facts["gates"].values())
