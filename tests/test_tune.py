@@ -121,4 +121,4 @@ def test_a_folder_belongs_to_one_configuration(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("storage", ["nonsense://x", "sqlite:////no/such/folder/x.db"])
 def test_storage_that_does_not_open(tmp_path: Path, storage: str) -> None:
     with pytest.raises(ConfigError, match="cannot open the study in"):
-        tune.run_study(BASE, lambda config: pytest.fail(), tmp_path, trials=1, storage=storage)
+        tune.run_study(BASE, lambda config: pytest.fail("never asked"), tmp_path, trials=1, storage=storage)
