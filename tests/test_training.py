@@ -59,12 +59,12 @@ def phase_of(net, *, stop_at=None, nan_at=None, poison_at=None):
             value = value + (net[0].weight * 0).sum().sqrt()  # finite, but its gradient is not
         return value, {"loss": f"{float(value.detach()):.3f}"}
 
-    def after(number):
+    def after():
         multiplier[0] += 0.01
 
     return Phase(
-        "float", "float", net, [(weights, 0.05), (slow, 0.01)], loss, EPOCHS, cosine, after,
-        lambda epoch: {"extra": epoch}, {"multiplier": multiplier},
+        "float", "float", net, [(weights, 0.05), (slow, 0.01)], loss, EPOCHS, cosine,
+        after_step=after, after_epoch=lambda epoch: {"extra": epoch}, extra={"multiplier": multiplier},
     )  # fmt: skip
 
 
