@@ -25,7 +25,7 @@ DEMO: dict[str, Any] = {
     "device.profile": "cortex-a53-rpi3-lowbit-neon",
     "budgets.latency": "80%",
     "budgets.flash": "40",
-    "training.threads": 2,
+    "training.threads": 1,
 }
 
 

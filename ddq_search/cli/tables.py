@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM
@@ -15,20 +16,24 @@ from ddq_search.problem import Problem
 
 
 def front_table(document: Mapping[str, Any]) -> Table:
-    """Returns the points of a front.json as a table, with shares of uniform 8 bit."""
+    """Returns the points of a front.json as a table of 80 columns, with shares of uniform 8 bit."""
     task, reference = document["task"], document["reference"]
     table = Table(
-        title=f"{document['model']} on {document['data']}, {document['device']['name']}", title_justify="left"
-    )
-    for name in ("policy", "front", "val loss", f"val {task['metric']} {task['unit']}", f"test {task['unit']}"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
-    for name in (_latency_label("ms", document["device"]["calibration"]), "%", "flash KiB", "%", "RAM KiB", "budgets"):
-        table.add_column(name, justify="right")
-    table.add_row("float32", "", *_figures(document["float"]), *[""] * 6)
+        title=f"{document['model']} on {document['data']}, {document['device']['name']}", title_justify="left",
+        caption="* on the front; % of uniform 8 bit", caption_justify="left", box=box.SIMPLE_HEAD, padding=0,
+        show_edge=False,
+    )  # fmt: skip
+    table.add_column("policy", overflow="fold")
+    uncalibrated = "" if document["device"]["calibration"].startswith("calibrated") else ", un-\ncalibrated"
+    for name in (
+        "val\nloss", f"val {task['metric']}\n{task['unit']}", f"test\n{task['unit']}", f"latency\nms{uncalibrated}",
+        "\n%", "flash\nKiB", "\n%", "RAM\nKiB", "all\nbudgets",
+    ):  # fmt: skip
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_row("float32", *_figures(document["float"]), *[""] * 6)
     for point in document["points"]:
         table.add_row(
-            point["name"] + (" (best)" if point["name"] == document["best"] else ""),
-            "*" if point["on_front"] else "",
+            point["name"] + ("*" if point["on_front"] else "") + (" best" if point["name"] == document["best"] else ""),
             *_figures(point),
             f"{point[LATENCY] * 1e3:.4g}",
             f"{100 * point[LATENCY] / reference[LATENCY]:.1f}",
@@ -59,25 +64,28 @@ def trial_table(trials: Sequence[Any], calibration: str) -> Table:
     return table
 
 
-def _latency_label(unit: str, calibration: str) -> str:
-    return f"latency {unit}" + ("" if calibration.startswith("calibrated") else ", uncalibrated")
+def _latency_label(unit: str, calibration: str, comma: str = ", ") -> str:
+    return f"latency {unit}" + ("" if calibration.startswith("calibrated") else f"{comma}uncalibrated")
 
 
 def layer_table(problem: Problem) -> Table:
     """Returns one row per operation: what it is, what may be chosen, what each choice costs."""
     space, tables = problem.space, problem.pricing.tables
     widths = sorted({b for v in space.variables for b in v.candidates}, reverse=True)
-    table = Table(title=f"{problem.config.model.name} on {problem.device.name}", title_justify="left")
+    table = Table(
+        title=f"{problem.config.model.name} on {problem.device.name}", title_justify="left",
+        box=box.SIMPLE_HEAD, padding=0, show_edge=False,
+    )  # fmt: skip
     table.add_column("operation", overflow="fold")
     for name in ("kind", "output"):
         table.add_column(name, overflow="fold")
     for name in ("MACs", "weights"):
         table.add_column(name, justify="right", overflow="fold")
-    for name in ("w bits", "out bits"):
-        table.add_column(name)
-    at = " / ".join(map(str, widths)) + " bit"
-    for name in (_latency_label("us", problem.device.calibration), "flash bytes", "live RAM bytes"):
-        table.add_column(f"{name}\n{at}", justify="right")
+    for name in ("weight\nbits", "out\nbits"):
+        table.add_column(name, overflow="fold")
+    at = "/".join(map(str, widths)) + " bit"
+    for name in (_latency_label("us", problem.device.calibration, ",\n"), "flash bytes", "live RAM bytes"):
+        table.add_column(f"{name}\n{at}", justify="right", overflow="fold")
     policies = [uniform(space, b, b) for b in widths]
     prices = [{cost: operation_costs(tables, cost, p) for cost in (LATENCY, FLASH)} for p in policies]
     live = [tables.step_sums(tables.one_hot(p)).tolist() for p in policies]
@@ -106,4 +114,4 @@ def _kind(op: Operation) -> str:
 def _each(values: Sequence[float]) -> str:
     """Three significant digits or whole numbers; said once where all are equal."""
     texts = [f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.3g}" for value in values]
-    return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
+    return texts[0] if len(set(texts)) == 1 else "/".join(texts)
