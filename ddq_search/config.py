@@ -82,11 +82,11 @@ class TrainingConfig(_Section):
 
     float_epochs: Positive = 30
     joint_epochs: Positive = 40
-    finetune_epochs: Positive = 6
+    finetune_epochs: Positive = 2
     batch_size: Positive = 64
     float_rate: Rate = 0.1
     joint_rate: Rate = 0.03
-    finetune_rate: Rate = 0.01
+    finetune_rate: Rate = 0.005
     step_rate: Rate = 0.01
     gate_rate: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
@@ -98,9 +98,15 @@ class TrainingConfig(_Section):
 
 
 class SearchConfig(_Section):
-    """How the joint search spreads its points, and how gradients are estimated."""
+    """How the joint search spreads its points, and how gradients are estimated.
+
+    When fewer than ``front_points`` of the points within the budgets end on the front, up to ``extra_points`` more
+    policies are fine-tuned in its gaps.
+    """
 
     points: Positive = 16
+    front_points: Positive = 8
+    extra_points: Annotated[int, Field(ge=0)] = 16
     relaxed_points: Annotated[int, Field(ge=0)] = 4
     uniform: tuple[tuple[int, int], ...] = ((8, 8), (4, 8), (4, 4), (2, 8), (2, 2))
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25

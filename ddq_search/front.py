@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -77,4 +78,55 @@ def choose_policies(pricing: Pricing, targets: Sequence[Aim], scores: Sequence[N
     for origin, letter in (("search", "p"), ("relaxed", "r")):
         chosen = sorted((bits for kind, bits in found if kind == origin), key=lambda bits: pricing.price(bits)[LATENCY])
         result += [Policy(f"{letter}{i:02d}", bits, origin) for i, bits in enumerate(chosen)]
+    return result
+
+
+def between(
+    pricing: Pricing,
+    budgets: Mapping[str, float],
+    searched: tuple[Sequence[Aim], Sequence[NDArray[np.float64]]],
+    front: Sequence[tuple[Mapping[str, float], float]],
+    taken: Sequence[Mapping[str, int]],
+) -> dict[str, int] | None:
+    """Returns a new policy for a front that has too few points, or None when no gap holds one.
+
+    A gap lies between neighbours of the front seen along one cost: a cheaper point and a dearer one of lower loss. The
+    new policy costs at most the middle on that axis, and on the others no more than the dearer point, so whether it
+    joins the front is a matter of its loss alone. The gap with the largest product of cost and loss differences is
+    tried first, less often the more policies lie in it already.
+
+    Args:
+        pricing: the pricing.
+        budgets: the budgets.
+        searched: aims and scores ``[V, C]`` of the gate sets.
+        front: (price, validation loss) of the points on the front within the budgets.
+        taken: policies that are known already.
+    """
+    targets, scores = searched
+    axes = list(budgets) or [LATENCY, FLASH]
+    prices = [pricing.price(policy) for policy in taken]
+    gaps: list[tuple[float, str, Mapping[str, float], Mapping[str, float]]] = []
+    for axis in axes:
+        for (cheap, loss), (dear, less) in itertools.pairwise(_descending(front, axis)):
+            inside = sum(cheap[axis] < price[axis] < dear[axis] for price in prices)
+            size = (dear[axis] - cheap[axis]) / pricing.reference[axis] * (loss - less)
+            gaps.append((size / (1 + inside) ** 2, axis, cheap, dear))
+    for _, axis, cheap, dear in sorted(gaps, key=lambda gap: -gap[0]):
+        middle = (cheap[axis] + dear[axis]) / 2
+        nearest = min(range(len(targets)), key=lambda i: abs(targets[i].limits.get(axis, np.inf) - middle))
+        limits = {**budgets, **{other: dear[other] for other in axes}, axis: middle}
+        policy = pricing.most_likely(scores[nearest], limits, list(taken))
+        if policy is not None:
+            return policy
+    return None
+
+
+def _descending(
+    front: Sequence[tuple[Mapping[str, float], float]], axis: str
+) -> list[tuple[Mapping[str, float], float]]:
+    """Returns the points that are non-dominated in (one cost, loss), cheapest first: their losses descend."""
+    result: list[tuple[Mapping[str, float], float]] = []
+    for price, loss in sorted(front, key=lambda point: (point[0][axis], point[1])):
+        if not result or loss < result[-1][1]:
+            result.append((price, loss))
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,8 +118,8 @@ class Front:
         }
 
 
-def judge(problem: Problem, candidates: list[Candidate], float_validation: Measure) -> Front:
-    """Prices every candidate, marks the front and names the best.
+def judge_points(problem: Problem, candidates: Sequence[Candidate]) -> list[Point]:
+    """Prices every candidate and marks the front.
 
     The front: searched policies that are non-dominated in (validation loss, each budgeted cost; latency and flash
     when nothing is budgeted). A policy beyond a budget cannot dominate one within it, so the front beyond the budgets
@@ -131,6 +131,12 @@ def judge(problem: Problem, candidates: list[Candidate], float_validation: Measu
     rows = np.array([[points[i].validation.loss, *(points[i].price[axis] for axis in axes)] for i in searched])
     for i, keep in zip(searched, non_dominated(rows), strict=True):
         points[i] = replace(points[i], on_front=bool(keep))
+    return points
+
+
+def judge(problem: Problem, candidates: Sequence[Candidate], float_validation: Measure) -> Front:
+    """Returns the judged points and names the best: highest validation score within every budget, ties by latency."""
+    points = judge_points(problem, candidates)
     sign = 1 if problem.task.direction == "max" else -1
     allowed = [p for p in points if p.within_budgets]
     best = max(allowed, key=lambda p: (sign * p.validation.score, -p.price[LATENCY]))

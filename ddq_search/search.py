@@ -13,10 +13,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddq_search import front as fronts
@@ -24,7 +26,7 @@ from ddq_search.budget import LABELS, show
 from ddq_search.errors import BudgetError
 from ddq_search.gate_training import GateTraining, gate_facts
 from ddq_search.graph import to_json, write_graphml
-from ddq_search.judgement import Candidate, Front, judge
+from ddq_search.judgement import Candidate, Front, judge, judge_points
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.policy import Policy, uniform
 from ddq_search.problem import EVALUATION_BATCH, Problem, evaluate_policy, inputs
@@ -44,8 +46,9 @@ def search(problem: Problem, record: RunDirectory, progress: Progress | None = N
     _begin(problem, record, progress)
     run = _Run(problem, record, progress)
     teacher = run.train_float()
-    policies, supernet = run.train_jointly(teacher)
-    candidates = [run.finetune(policy, supernet, teacher) for policy in policies]
+    searched = run.train_jointly(teacher)
+    candidates = [run.finetune(policy, searched.net, teacher) for policy in run.policies(searched)]
+    candidates += run.fill_front(candidates, searched, teacher)
     baseline, reference = run.train_baseline(teacher)
     front = judge(problem, candidates, reference)
     tested = run.test(front, baseline)
@@ -72,6 +75,15 @@ def _begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
     for cost, limit in problem.budgets.items():
         progress.note(f"budget: {LABELS[cost]} ≤ {show(cost, limit, problem.pricing.reference)}")
     progress.note(f"latency of {problem.device.name} is {problem.device.calibration}")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the joint training leaves: the supernet, and every gate set's aim and scores ``[V, C]``."""
+
+    net: Supernet
+    aims: Sequence[fronts.Aim]
+    scores: Sequence[NDArray[np.float64]]
 
 
 class _Run:
@@ -144,8 +156,8 @@ class _Run:
 
     # -- joint ------------------------------------------------------------------------------------------------
 
-    def train_jointly(self, teacher: Supernet) -> tuple[list[Policy], Supernet]:
-        """Searches all points at once; returns the policies to fine-tune and the supernet they start from."""
+    def train_jointly(self, teacher: Supernet) -> Searched:
+        """Searches all points at once."""
         config = self.problem.config.search
         aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
         net = self._in_layout(self.problem.supernet(sets=len(aims)))
@@ -154,17 +166,38 @@ class _Run:
         limits = [aim.limits for aim in aims]
         lagrangian = AugmentedLagrangian(limits, penalty=config.penalty, rate=config.multiplier_rate)
         self._train(self._joint_phase(net, teacher, lagrangian))
-        scores = [net.gates.scores(index).numpy() for index in range(len(aims))]
-        policies = fronts.choose_policies(self.problem.pricing, aims, scores)
+        return Searched(net, aims, [net.gates.scores(index).numpy() for index in range(len(aims))])
+
+    def policies(self, searched: Searched) -> list[Policy]:
+        """Returns the policies to fine-tune: one per gate set, and the uniform ones they are compared with."""
+        policies = fronts.choose_policies(self.problem.pricing, searched.aims, searched.scores)
         if not policies:
             raise BudgetError("the search found no policy within its budgets; this is a defect, please report it")
         taken = [dict(policy.bits) for policy in policies]
-        for weight_bits, activation_bits in config.uniform:
+        for weight_bits, activation_bits in self.problem.config.search.uniform:
             bits = uniform(self.problem.space, weight_bits, activation_bits)
             if bits not in taken:
                 taken.append(bits)
                 policies.append(Policy(f"w{weight_bits}a{activation_bits}", bits, "uniform"))
-        return policies, net
+        return policies
+
+    def fill_front(self, candidates: list[Candidate], searched: Searched, teacher: Supernet) -> list[Candidate]:
+        """Fine-tunes further policies in the gaps while too few points within the budgets are on the front."""
+        problem, config = self.problem, self.problem.config.search
+        added: list[Candidate] = []
+        while len(added) < config.extra_points:
+            known = [*candidates, *added]
+            points = [p for p in judge_points(problem, known) if p.on_front and p.within_budgets]
+            if len(points) >= config.front_points:
+                break
+            taken = [candidate.policy.bits for candidate in known]
+            gate_sets, front = (searched.aims, searched.scores), [(p.price, p.validation.loss) for p in points]
+            bits = fronts.between(problem.pricing, problem.budgets, gate_sets, front, taken)
+            if bits is None:
+                break
+            policy = Policy(f"x{len(added):02d}", bits, "search")
+            added.append(self.finetune(policy, searched.net, teacher))
+        return added
 
     def _joint_phase(self, net: Supernet, teacher: Supernet, lagrangian: AugmentedLagrangian) -> Phase:
         settings, seed = self.settings, self.problem.config.seed
