@@ -78,9 +78,12 @@ class SpaceConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """Epochs, learning rates and what else training needs."""
+    """Epochs, learning rates and what else training needs.
 
-    float_epochs: Positive = 30
+    ``float_epochs = 0`` starts from the given weights as they are.
+    """
+
+    float_epochs: Annotated[int, Field(ge=0)] = 30
     joint_epochs: Positive = 40
     finetune_epochs: Positive = 2
     batch_size: Positive = 64

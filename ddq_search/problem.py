@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -47,9 +48,15 @@ class Problem:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies configuration, model, data and prices: what a checkpoint must belong to."""
-        prices = repr(sorted(self.pricing.reference.items()))
-        return self.config.fingerprint(to_json(self.graph), self.source.fingerprint, prices)
+        """Identifies configuration, model, initial weights, data and prices: what a checkpoint must belong to."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for factor in self.pricing.tables.factors:
+            digest.update(f"{factor.cost} {factor.operation} {factor.step}".encode())
+            digest.update(factor.table.tobytes())
+        return self.config.fingerprint(to_json(self.graph), self.source.fingerprint, digest.hexdigest())
 
     def supernet(self, sets: int = 1) -> Supernet:
         """Returns a fresh supernet of the model."""

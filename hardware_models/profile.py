@@ -287,7 +287,7 @@ def _unknown(name: str) -> str:
     known = list_profiles()
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown device {name!r}{hint} Known: {', '.join(known)}; or give the path of a .toml file"
+    return f"unknown device {name!r}{hint}; known: {', '.join(known)}; or give the path of a .toml file"
 
 
 def _fields(error: ValidationError) -> str:

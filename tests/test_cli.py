@@ -223,7 +223,7 @@ def test_lookups(call: Call, tmp_path: Path) -> None:
         (["--data", "no/such/folder"], ["no data at 'no/such/folder'"]),
         (["--model", "resnet9"], ["did you mean 'resnet8'"]),
         (["--model", "no_such_module:net"], ["no_such_module"]),
-        (["--weights", "no.pth"], ["no weights file at no.pth"]),
+        (["--weights", "no.pth"], ["no weights file at", "no.pth"]),
         (["--config", "no.toml"], ["cannot read configuration no.toml"]),
         (["--pin", "conv1"], ["PATTERN=BITS"]),
         (["--pin", "=8"], ["PATTERN=BITS"]),

@@ -31,7 +31,7 @@ def test_defaults_and_overrides(tmp_path):
         ("sed = 1", r"unknown configuration key 'sed' in .*run\.toml; known here: seed, out, model"),
         ("[training]\nepochs = 3", "unknown configuration key 'training.epochs'.*float_epochs"),
         ("[trainig]\nfloat_epochs = 3", "unknown configuration key 'trainig'"),
-        ("[training]\nfloat_epochs = 0", "'training.float_epochs'.*greater than 0, got 0"),
+        ("[training]\njoint_epochs = 0", "'training.joint_epochs'.*greater than 0, got 0"),
         ("[training]\njoint_rate = -1.0", "'training.joint_rate'.*got -1.0"),
         ("[training]\njoint_rate = nan", "'training.joint_rate'"),
         ("[training]\nmemory_layout = 'nhwc'", "'training.memory_layout'.*got 'nhwc'"),

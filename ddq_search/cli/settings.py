@@ -30,7 +30,19 @@ def read_config(
         if not (separator and key):
             raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, such as training.joint_epochs=40")
         overrides[key.strip()] = _value(value)
-    return load_config(path, overrides)
+    return _with_absolute_paths(load_config(path, overrides))
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """A run must find its data, weights and device again from any working directory."""
+    data, model, device = config.data, config.model, config.device
+    if data.name and Path(data.name).exists():
+        data = data.model_copy(update={"name": str(Path(data.name).resolve())})
+    if model.weights is not None:
+        model = model.model_copy(update={"weights": str(Path(model.weights).resolve())})
+    if device.profile.endswith(".toml"):
+        device = device.model_copy(update={"profile": str(Path(device.profile).resolve())})
+    return config.model_copy(update={"data": data, "model": model, "device": device})
 
 
 def _value(text: str) -> Any:
