@@ -50,7 +50,8 @@ def summary(run: Path) -> dict[str, Any]:
     return {
         "model": front["model"], "device": front["device"], "seed": front["seed"],
         "training": problem.config.training.model_dump(), "search": problem.config.search.model_dump(),
-        "environment": record.read_json("environment.json"), "seconds_by_phase": {k: round(v) for k, v in seconds.items()},
+        "environment": record.read_json("environment.json"),
+        "seconds_by_phase": {phase: round(value) for phase, value in seconds.items()},
         "budgets_of_uniform_8_bit": {cost: round(v / reference[cost], 4) for cost, v in front["budgets"].items()},
         "float": front["float"], "best": front["best"],
         "front_within_budgets": sum(p["on_front"] and p["within_budgets"] for p in front["points"]),
