@@ -62,6 +62,21 @@ class ArmCostModel:
         return self.profile.name
 
     @property
+    def core(self) -> str:
+        """The processor core."""
+        return self.profile.core
+
+    @property
+    def runtime(self) -> str:
+        """The software that executes the network."""
+        return self.profile.runtime
+
+    @property
+    def clock_hz(self) -> float:
+        """Clock at which cycles become seconds."""
+        return self.profile.clock_hz.value
+
+    @property
     def arithmetic(self) -> Arithmetic:
         """Rounding of the runtime that this model prices."""
         return self.profile.arithmetic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def test_the_whole_search_in_ten_lines(
     assert code != BLOCKS[0]
     exec(compile(code, "README.md", "exec"), {})
     assert '"weights"' in capsys.readouterr().out
-    assert (tmp_path / "runs/python/front.json").exists()
+    front = json.loads((tmp_path / "runs/python/front.json").read_text())
+    assert front["device"]["core"] == "Cortex-A53"
+    assert front["device"]["clock_hz"] == 1.2e9
 
 
 def test_three_calls_in_a_users_own_loop(capsys: pytest.CaptureFixture[str]) -> None:
