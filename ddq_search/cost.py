@@ -127,13 +127,13 @@ class CostTables:
         sums = values.new_zeros(*values.shape[:-1], int(steps.max()) + 1)
         return sums.index_add(-1, steps, values)
 
-    def expected(self, probabilities: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns the expected cost ``[...]`` by name for probabilities ``[..., V, C]``.
+    def expected(self, probabilities: torch.Tensor, costs: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+        """Returns the expected cost ``[...]`` by name for probabilities ``[..., V, C]``, of all costs or some.
 
         Peak RAM: hard maximum forward, gradient of a log-sum-exp.
         """
         result = {}
-        for cost in self.costs:
+        for cost in self.costs if costs is None else costs:
             if cost == PEAK_RAM:
                 result[cost] = _smooth_gradient_max(self.step_sums(probabilities))
             else:

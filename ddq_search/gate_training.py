@@ -33,7 +33,7 @@ class GateTraining:
     Attributes:
         sensitivity: running sum of task gradients ``[V, C − 1]``.
         weight: ``[1]``, total weight in that sum.
-        expected: cost → expected value of every set ``[S]``, as of the last `backward`.
+        expected: budgeted cost → expected value of every set ``[S]``, as of the last `backward`.
     """
 
     def __init__(self, net: Supernet, tables: CostTables, lagrangian: AugmentedLagrangian) -> None:
@@ -57,7 +57,7 @@ class GateTraining:
         average = self.sensitivity / self.weight
         gates = self._net.gates
         cumulative = gates.all_cumulative().double()
-        self.expected = self._tables.expected(gates.probabilities(cumulative))
+        self.expected = self._tables.expected(gates.probabilities(cumulative), self._lagrangian.costs)
         scale = average.abs().sum().clamp_min(1e-12).item()
         objective = (average.to(cumulative.device) * cumulative).sum() + scale * self._lagrangian.total(self.expected)
         objective.backward()

@@ -67,8 +67,7 @@ class AugmentedLagrangian:
 
     def _all(self, expected: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Multipliers and violations ``[S, costs]``; a cost without a limit is violated by −1."""
-        device = next(iter(expected.values())).device
         if not self.costs:
-            return self.multipliers.to(device), torch.full_like(self.multipliers, -1.0, device=device)
+            return self.multipliers, torch.full_like(self.multipliers, -1.0)
         values = torch.stack([expected[cost] for cost in self.costs], 1)
-        return self.multipliers.to(device), values / self.limits.to(device) - 1
+        return self.multipliers.to(values.device), values / self.limits.to(values.device) - 1

@@ -83,7 +83,7 @@ class QuantizeWithGates(torch.autograd.Function):
         """Returns ``x`` on the grid of the chosen candidate."""
         steps = log_steps.exp() if statistic is None else log_steps.exp() * statistic
         out = fake_quantize(x, steps[choice], grids[choice])
-        ctx.save_for_backward(x, steps)
+        ctx.save_for_backward(x, steps, out)
         ctx.grids, ctx.choice, ctx.share, ctx.correction = grids, choice, share, correction
         ctx.gated = cumulative is not None
         return out
@@ -92,13 +92,13 @@ class QuantizeWithGates(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of the input, the log steps and ``c``."""
-        x, steps = ctx.saved_tensors
+        x, steps, out = ctx.saved_tensors
         grid = ctx.grids[ctx.choice]
         grad_x = _inside(grad, x, steps[ctx.choice], grid)
         per_row = steps.ndim == 2
         size = x.shape[0] if per_row else max(1, round(x.shape[0] * ctx.share))
         part_x, part_grad, part_inside = x[:size], grad[:size], grad_x[:size]
-        chosen = fake_quantize(part_x, steps[ctx.choice], grid)
+        chosen = out[:size]
         if ctx.correction:
             part_grad = part_grad + ctx.correction * (chosen - part_x)
             part_inside = _inside(part_grad, part_x, steps[ctx.choice], grid)
