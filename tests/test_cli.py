@@ -333,13 +333,31 @@ def test_two_processes_on_one_run(call: Call, run: Path) -> None:
         _refused(call(*SEARCH, "--out", run, "--resume"), "in use by another process")
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Background jobs of some shells start with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_says_how_to_go_on() -> None:
-    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="do this"), resumable("do this"):
         _interrupted_import()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(ValueError, match="else"), resumable("do this"):
         raise ValueError("something else")
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with resumable("do this"):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _interrupted_import() -> None:
