@@ -17,20 +17,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddq_search.config import BudgetConfig, RunConfig
-from ddq_search.cost import CostModel, CostTables
+from ddq_search.config import BudgetConfig, RunConfig, SpaceConfig
+from ddq_search.cost import CostModel
 from ddq_search.errors import BudgetError
-from ddq_search.feasibility import Pricing, require_feasible
+from ddq_search.feasibility import Pricing
 from ddq_search.judgement import Front
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.policy import Policy
-from ddq_search.problem import pose
+from ddq_search.problem import pose, price_model
 from ddq_search.record import RunDirectory
 from ddq_search.search import search
-from ddq_search.space import Rule, build_space
 from ddq_search.supernet import Supernet
 from ddq_search.task import DataSource, Task
-from ddq_search.trace import trace
 from ddq_search.training import Progress
 
 
@@ -113,13 +111,8 @@ def wrap(
     Raises:
         DDQError: the model cannot be traced or priced, or no policy meets the budgets.
     """
-    graph = trace(model, example)
-    rules = [Rule(p, tuple(b) if isinstance(b, list) else (b,)) for p, b in (pins or {}).items()]
-    space = build_space(graph, device, rules=rules)
-    pricing = Pricing.build(graph, device, CostTables(space, device.factors(graph, space)))
-    wishes = BudgetConfig.model_validate(dict(budgets or {})).wishes()
-    limits = {wish.cost: wish.resolve(pricing.reference) for wish in wishes}
-    require_feasible(pricing, limits)
+    wished = BudgetConfig.model_validate(dict(budgets or {}))
+    graph, space, pricing, limits = price_model(model, example, device, SpaceConfig(pins=dict(pins or {})), wished)
     net = Supernet(model, graph, space)
     net.calibrate([example] if calibration is None else calibration)
     return Budgeted(net, pricing, limits, seed)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddq_search.budget import LABELS, show
 from ddq_search.cost import PEAK_RAM, CostModel, CostTables
@@ -39,9 +40,8 @@ class Pricing:
     @classmethod
     def build(cls, graph: ModelGraph, device: CostModel, tables: CostTables) -> Pricing:
         """Returns the pricing of a compiled model."""
-        eight = uniform(tables.space, 8, 8)
         pricing = cls(graph, device, tables, Projector(tables), {})
-        return cls(graph, device, tables, pricing.projector, pricing.price(eight))
+        return replace(pricing, reference=pricing.price(uniform(tables.space, 8, 8)))
 
     def price(self, policy: Mapping[str, int]) -> dict[str, float]:
         """Returns latency and flash from the tables, and peak RAM as the arena the planner lays out."""
@@ -55,25 +55,22 @@ class Pricing:
         return all(price[cost] <= limit for cost, limit in limits.items())
 
     def most_likely(
-        self,
-        log_probabilities: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-        limits: Mapping[str, float],
-        excluded: list[Mapping[str, int]],
+        self, scores: NDArray[np.float64], limits: Mapping[str, float], excluded: Sequence[Mapping[str, int]]
     ) -> dict[str, int] | None:
         """`Projector.most_likely`, with peak RAM kept by the planned arena and not only by its live-sum bound."""
-        tightened = dict(limits)
-        for _ in range(_ARENA_ATTEMPTS):
-            policy = self.projector.most_likely(log_probabilities, tightened, excluded)
-            if policy is None or self.meets(policy, limits):
-                return policy
-            tightened[PEAK_RAM] -= max(self.price(policy)[PEAK_RAM] - limits[PEAK_RAM], 1.0)
-        return None
+        return self._within_arena(lambda bounds: self.projector.most_likely(scores, bounds, excluded), limits)
 
     def cheapest(self, cost: str, limits: Mapping[str, float]) -> dict[str, int] | None:
         """`Projector.cheapest`, with peak RAM kept by the planned arena."""
+        return self._within_arena(lambda bounds: self.projector.cheapest(cost, bounds), limits)
+
+    def _within_arena(
+        self, solve: Callable[[Mapping[str, float]], dict[str, int] | None], limits: Mapping[str, float]
+    ) -> dict[str, int] | None:
+        """Solves again with a tighter live-sum bound while the planned arena exceeds its limit."""
         tightened = dict(limits)
         for _ in range(_ARENA_ATTEMPTS):
-            policy = self.projector.cheapest(cost, tightened)
+            policy = solve(tightened)
             if policy is None or self.meets(policy, limits):
                 return policy
             tightened[PEAK_RAM] -= max(self.price(policy)[PEAK_RAM] - limits[PEAK_RAM], 1.0)
@@ -122,9 +119,7 @@ def _range_line(pricing: Pricing, cost: str, limit: float) -> str:
 
 
 def _blockers(pricing: Pricing, cost: str, policy: Mapping[str, int]) -> str:
-    shares: dict[str, float] = {}
-    for name, value in operation_costs(pricing.tables, cost, policy).items():
-        shares[name] = shares.get(name, 0.0) + value
+    shares = operation_costs(pricing.tables, cost, policy)
     total = sum(shares.values())
     top = sorted(shares, key=lambda name: shares[name], reverse=True)[:_BLOCKERS]
     listed = ", ".join(f"{name} {show(cost, shares[name])} ({100 * shares[name] / total:.0f} %)" for name in top)

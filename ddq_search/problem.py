@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ddq_search.config import RunConfig
+from ddq_search.config import BudgetConfig, RunConfig, SpaceConfig
 from ddq_search.cost import CostModel, CostTables
 from ddq_search.evaluation import IntegerEvaluator
 from ddq_search.feasibility import Pricing, require_feasible
@@ -75,17 +75,24 @@ def pose(
         GraphError, SpaceError, CostError: the model, the candidates or the device do not fit together.
         BudgetError: no policy meets the budgets.
     """
-    graph = trace(model, torch.zeros(2, *source.input_shape))
-    rules = [
-        Rule(pattern, tuple(bits) if isinstance(bits, list) else (bits,)) for pattern, bits in config.space.pins.items()
-    ]
+    example = torch.zeros(2, *source.input_shape)
+    graph, space, pricing, budgets = price_model(model, example, device, config.space, config.budgets)
+    return Problem(config, model, source, graph, space, pricing, budgets, task or Classification())
+
+
+def price_model(
+    model: nn.Module, example: Tensor, device: CostModel, space_config: SpaceConfig, budget_config: BudgetConfig
+) -> tuple[ModelGraph, SearchSpace, Pricing, dict[str, float]]:
+    """Returns a model's graph, search space, pricing and resolved budgets; raises as `pose` does."""
+    graph = trace(model, example)
+    rules = [Rule(p, tuple(bits) if isinstance(bits, list) else (bits,)) for p, bits in space_config.pins.items()]
     space = build_space(
-        graph, device, weight_bits=config.space.weight_bits, activation_bits=config.space.activation_bits, rules=rules
+        graph, device, weight_bits=space_config.weight_bits, activation_bits=space_config.activation_bits, rules=rules
     )
     pricing = Pricing.build(graph, device, CostTables(space, device.factors(graph, space)))
-    budgets = {wish.cost: wish.resolve(pricing.reference) for wish in config.budgets.wishes()}
+    budgets = {wish.cost: wish.resolve(pricing.reference) for wish in budget_config.wishes()}
     require_feasible(pricing, budgets)
-    return Problem(config, model, source, graph, space, pricing, budgets, task or Classification())
+    return graph, space, pricing, budgets
 
 
 def inputs(problem: Problem, count: int) -> Iterator[Tensor]:

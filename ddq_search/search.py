@@ -3,7 +3,7 @@
 1. *float*: the model is trained in float32; it is the teacher and the starting point.
 2. *joint*: weights, quantizer steps and gates are optimised together. Every point of the front has a gate set with
    budgets of its own; the sets take turns, so one supernet serves all of them.
-3. *projection*: each gate set becomes the most probable policy that keeps its budgets.
+3. *projection*: each gate set becomes the policy of its most likely gate pattern that keeps its budgets.
 4. *fine-tuning*: each policy, and the uniform ones it is compared with, gets the same short training from the
    supernet's weights; batch-norm statistics are re-estimated.
 5. *judgement*: validation figures come from integer codes only (`ddq_search.evaluation`). The float baseline gets
@@ -273,8 +273,6 @@ class _Run:
         """Reads the test split, once, for the float baseline and every point."""
         points = [
             replace(point, test=evaluate_policy(self.problem, point.net, point.policy, "test"))
-            if point.net is not None
-            else point
             for point in front.points
         ]
         return replace(front, points=tuple(points), float_test=self._measure_float(baseline, "test"))

@@ -1,6 +1,6 @@
 """The one autograd function of the supernet: quantize at the chosen precision, let every gate feel its neighbours.
 
-Forward, only the chosen candidate s is computed: ``x_q(s)``, one fused kernel. Backward:
+Forward, only the chosen candidate s is computed: ``x_q(s)``. Backward:
 
 - input: straight-through inside the clipping window, ``∂x_q/∂x = 1[code in range]``;
 - step of the chosen candidate, in the log domain: ``∂L/∂log s = <g, x_q> − <g·1[in range], x>``, the LSQ gradient;
