@@ -22,39 +22,32 @@ from ddq_search.arithmetic import Arithmetic
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, Factor
 from ddq_search.errors import CostError
 from ddq_search.graph import WEIGHTED, ModelGraph, Operation, inputs_of, operations
+from ddq_search.layer_shape import layer_class, layer_shape
 from ddq_search.packing import CHANNEL_BYTES, TABLE_BYTES, layer_bytes
 from ddq_search.space import SearchSpace
-from hardware_models.instructions import InstructionPricer
-from hardware_models.layers import LayerFacts, check_kind, layer_class, layer_facts
+from hardware_models.layers import check_kind
 from hardware_models.memory import ALIASES, ArenaPlan, buffers, plan_arena, tensor_bytes
-from hardware_models.profile import DeviceProfile, InstructionEngine, load_profile
-from hardware_models.tiles import TilePricer
+from hardware_models.pricing import Pricer
+from hardware_models.profile import DeviceProfile, load_profile
 
 Table = NDArray[np.float64]
 
 
-def cost_model(name_or_path: str | Path) -> ArmCostModel:
+def cost_model(name_or_path: str | Path, threads: int = 1) -> ArmCostModel:
     """Returns the cost model of a shipped device by name, or of a profile file by path.
 
     Raises:
-        CostError: unknown device, or a broken profile.
+        CostError: unknown device, a broken profile, or a number of threads without a measured speed-up.
     """
-    return ArmCostModel(load_profile(name_or_path))
-
-
-def _pricer(profile: DeviceProfile) -> InstructionPricer | TilePricer:
-    clock_hz = profile.clock_hz.value
-    if isinstance(profile.engine, InstructionEngine):
-        return InstructionPricer(profile.engine, clock_hz)
-    return TilePricer(profile.engine, clock_hz)
+    return ArmCostModel(load_profile(name_or_path), threads)
 
 
 class ArmCostModel:
     """Prices every operation of `ddq_search.graph` on one device; implements `ddq_search.cost.CostModel`."""
 
-    def __init__(self, profile: DeviceProfile) -> None:
+    def __init__(self, profile: DeviceProfile, threads: int = 1) -> None:
         self.profile = profile
-        self._pricer = _pricer(profile)
+        self.pricer = Pricer(profile.engine, profile.clock_hz.value, threads)
 
     @property
     def name(self) -> str:
@@ -130,10 +123,19 @@ class ArmCostModel:
             if op.kind in WEIGHTED:
                 weight_bits = choices[space.weights_of[op.name]]
                 input_bits = choices[space.activations_of[inputs_of(graph, op.name)[0]]]
-                _, size = self._pricer.layer(op.name, layer_facts(op), (weight_bits,), (input_bits,))
+                _, size = self.pricer.layer(op.name, layer_shape(op), (weight_bits,), (input_bits,))
                 scratch[op.name] = int(size.item())
         bits = {name: choices[variable] for name, variable in space.activations_of.items()}
         return plan_arena(graph, bits, scratch, self.profile.memory.alignment_bytes)
+
+    def kernels(self, graph: ModelGraph, space: SearchSpace, choices: Mapping[str, int]) -> dict[str, str]:
+        """Returns weighted layer → name of the kernel that a policy is priced on (variable name → bitwidth)."""
+        result = {}
+        for op in operations(graph):
+            if op.kind in WEIGHTED:
+                bits = choices[space.weights_of[op.name]], choices[space.activations_of[inputs_of(graph, op.name)[0]]]
+                result[op.name] = self.pricer.kernel_of(op.name, layer_shape(op), *bits).name
+        return result
 
     def _check(self, op: Operation, space: SearchSpace, candidates: Mapping[str, tuple[int, ...]]) -> None:
         check_kind(op)
@@ -150,20 +152,20 @@ class ArmCostModel:
 
     def _call(self, op: Operation) -> list[Factor]:
         free = op.kind in ALIASES or op.kind == "input"
-        return [Factor(LATENCY, op.name, "call", (), np.array(0.0 if free else self._pricer.call_s))]
+        return [Factor(LATENCY, op.name, "call", (), np.array(0.0 if free else self.pricer.call_s))]
 
     def _layer(
         self, op: Operation, graph: ModelGraph, space: SearchSpace, candidates: Mapping[str, tuple[int, ...]]
     ) -> tuple[list[Factor], Factor]:
         """Latency factors of a weighted layer, and its scratch (a factor whose step is still open)."""
-        facts: LayerFacts = layer_facts(op)
+        shape = layer_shape(op)
         weights, output = space.weights_of[op.name], space.activations_of[op.name]
         source = space.activations_of[inputs_of(graph, op.name)[0]]
-        seconds, scratch = self._pricer.layer(op.name, facts, candidates[weights], candidates[source])
+        seconds, scratch = self.pricer.layer(op.name, shape, candidates[weights], candidates[source])
         alignment = self.profile.memory.alignment_bytes
         scratch = np.ceil(scratch / alignment) * alignment
         result = [Factor(LATENCY, op.name, "compute", (weights, source), seconds)]
-        stored = self._pricer.layer_output(facts, candidates[output])
+        stored = self.pricer.layer_output(shape, candidates[output])
         if stored is not None:
             result.append(Factor(LATENCY, op.name, "output", (output,), stored))
         return result, Factor(PEAK_RAM, op.name, "scratch", (weights, source), scratch)
@@ -190,7 +192,7 @@ class ArmCostModel:
             shape = [1] * len(variables)
             shape[axis] = -1
             axes[name] = np.array(candidates[name], dtype=np.int64).reshape(shape)
-        table = self._pricer.element(
+        table = self.pricer.element(
             op, self.profile.operations[op.kind], [axes[name] for name in sources], axes[output]
         )
         full = np.broadcast_to(table, tuple(len(candidates[name]) for name in variables))

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardware_models.instructions import layer_instructions
-from hardware_models.layers import LayerFacts
-from hardware_models.profile import DeviceProfile, InstructionEngine, LayerClass, load_profile
+from ddq_search.layer_shape import LayerClass, LayerShape
+from hardware_models.pricing import Pricer
+from hardware_models.profile import DeviceProfile, load_profile
+from hardware_models.terms import work
 
 MEASUREMENTS = Path(__file__).parent / "measurements"
 M4, M7 = "cortex-m4-stm32l4r5-cmsis-nn", "cortex-m7-stm32h743-cmsis-nn"
@@ -69,13 +70,13 @@ def closed_forms() -> list[Check]:
     """Closed form against counted instructions of the MLPerf Tiny layers, by class and weight bits."""
     result = []
     for core, name in _EMULATED.items():
-        engine = _engine(load_profile(name))
+        profile = load_profile(name)
         errors: dict[tuple[LayerClass, int], list[float]] = defaultdict(list)
         for row in read("mlperf_tiny_layers_insn.csv"):
             if row["core"] == core and int(row["macs"]):
-                facts, bits = emulated_layer(row), int(row["w_bits"])
-                predicted = layer_instructions(engine.layers[facts.layer_class][bits], facts)
-                errors[facts.layer_class, bits].append(predicted / float(row["instructions"]) - 1)
+                shape, bits = emulated_layer(row), int(row["w_bits"])
+                predicted = layer_instructions(profile, shape, bits)
+                errors[shape.layer_class, bits].append(predicted / float(row["instructions"]) - 1)
         for (layer_class, bits), found in errors.items():
             result.append(_check(name, f"instructions of {layer_class} layers, {bits}-bit weights", "fitted", found))
     return result
@@ -83,13 +84,12 @@ def closed_forms() -> list[Check]:
 
 def network_instructions(profile: DeviceProfile, core: str, network: str) -> float:
     """Returns the instructions that a profile predicts for one 8-bit MLPerf Tiny network."""
-    engine, total = _engine(profile), 0.0
+    total = 0.0
     for row in read("mlperf_tiny_layers_insn.csv"):
         if (row["core"], row["model"], row["w_bits"]) != (core, network, "8"):
             continue
         if int(row["macs"]):
-            facts = emulated_layer(row)
-            total += layer_instructions(engine.layers[facts.layer_class][8], facts)
+            total += layer_instructions(profile, emulated_layer(row), 8)
         elif row["op"] in _ELEMENTWISE:
             cost = profile.operations[_ELEMENTWISE[row["op"]]]
             read_elements, written = math.prod(_shape(row["in_shape"])), math.prod(_shape(row["out_shape"]))
@@ -99,33 +99,32 @@ def network_instructions(profile: DeviceProfile, core: str, network: str) -> flo
     return total
 
 
-def emulated_layer(row: dict[str, str]) -> LayerFacts:
-    """Returns the facts of one row of ``mlperf_tiny_layers_insn.csv`` (channel-last shapes, batch first)."""
+def layer_instructions(profile: DeviceProfile, shape: LayerShape, weight_bits: int) -> float:
+    """Returns the instructions that a profile predicts for one layer with 8-bit activations."""
+    kernel = Pricer(profile.engine, profile.clock_hz.value).kernel_of("layer", shape, weight_bits, 8)
+    return work(kernel.terms, shape, kernel)
+
+
+def emulated_layer(row: dict[str, str]) -> LayerShape:
+    """Returns the geometry of one row of ``mlperf_tiny_layers_insn.csv``, which does not state window and stride.
+
+    The window is taken as one row of as many positions as the products need; the closed forms see its size only.
+    """
     inputs, outputs = _shape(row["in_shape"]), _shape(row["out_shape"])
-    macs, scalars, channels = int(row["macs"]), math.prod(outputs), outputs[-1]
-    layer_class: LayerClass
+    length = int(row["macs"]) // math.prod(outputs)
     if row["op"] == "FULLY_CONNECTED":
-        layer_class, groups = "linear", 1
-    elif row["op"] == "DEPTHWISE_CONV_2D":
-        layer_class, groups = "depthwise", channels
-    else:
-        layer_class, groups = ("pointwise" if macs // scalars == inputs[-1] else "conv"), 1
-    length = macs // scalars
-    return LayerFacts(
-        layer_class, scalars // channels, channels, length, groups, scalars, macs, math.prod(inputs), inputs[-1],
-        length * channels, 1, layer_class == "conv", 0,
-    )  # fmt: skip
+        return LayerShape("linear", (1, 1, length), (1, 1, outputs[-1]))
+    source, target = (inputs[1], inputs[2], inputs[3]), (outputs[1], outputs[2], outputs[3])
+    if row["op"] == "DEPTHWISE_CONV_2D":
+        return LayerShape("depthwise", source, target, (1, length), groups=source[2])
+    taps = length // source[2]
+    return LayerShape("pointwise" if taps == 1 else "conv", source, target, (1, taps))
 
 
 def read(name: str) -> list[dict[str, str]]:
     """Returns the rows of a measurement file."""
     with (MEASUREMENTS / name).open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _engine(profile: DeviceProfile) -> InstructionEngine:
-    assert isinstance(profile.engine, InstructionEngine)
-    return profile.engine
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ PACKAGES = ("ddq_search", *SATELLITES)
 
 FLOORS = (
     ("errors", "precision"),
-    ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task"),
+    ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
+     "layer_shape"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
      "training", "evaluation", "record", "config", "integer", "problem", "gate_training"),
     ("search", "api", "tune", "export", "verify"),

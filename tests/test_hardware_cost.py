@@ -19,11 +19,11 @@ from torch import nn
 from ddq_search.cost import COSTS, FLASH, LATENCY, PEAK_RAM, CostModel, CostTables
 from ddq_search.errors import CostError
 from ddq_search.graph import ModelGraph, Operation, operation, operations
+from ddq_search.layer_shape import LayerShape, layer_shape
 from ddq_search.space import SearchSpace, Variable, build_space
 from ddq_search.trace import trace
 from hardware_models import ArmCostModel, cost_model, list_profiles
-from hardware_models.layers import LayerFacts, layer_facts
-from hardware_models.tiles import TilePricer, tile_cycles
+from hardware_models.terms import work
 
 A53, M7, M4 = "cortex-a53-rpi3-lowbit-neon", "cortex-m7-stm32h743-cmsis-nn", "cortex-m4-stm32l4r5-cmsis-nn"
 
@@ -119,7 +119,7 @@ def uniform(space: SearchSpace, weight_bits: int, act_bits: int) -> dict[str, in
 
 def latency(device: str, op: Operation, weight_bits: int, act_bits: int) -> float:
     """Seconds of one weighted layer without its output and call."""
-    seconds, _ = cost_model(device)._pricer.layer(op.name, layer_facts(op), (weight_bits,), (act_bits,))
+    seconds, _ = cost_model(device).pricer.layer(op.name, layer_shape(op), (weight_bits,), (act_bits,))
     return float(seconds.item())
 
 
@@ -148,17 +148,17 @@ def test_m7_convolution_by_hand() -> None:
     ],
 )
 def test_cmsis_nn_scratch_as_counted(op: Operation, bits: int, expected: int) -> None:
-    _, scratch = cost_model(M7)._pricer.layer(op.name, layer_facts(op), (bits,), (8,))
+    _, scratch = cost_model(M7).pricer.layer(op.name, layer_shape(op), (bits,), (8,))
     assert scratch.item() == expected
 
 
 def test_a53_convolution_by_hand() -> None:
     """K = 144, 1024 pixels, 16 channels: cycles of the tiles plus gathering, over clock and attained fraction."""
-    op, scale = conv("c", (16, 32, 32), 16, 3), 1 / (1.2e9 * 0.63)
+    op, scale = conv("c", (16, 32, 32), 16, 3), 1.5873 / 1.2e9
     gather = 1024 * (144 * 0.11 + 3 * 10)
-    w8 = 256 * 1 * (4 * 16 * 144 / 3.05 + 50) + gather
-    w4 = 512 * 4 * (2 * 4 * 144 / 4.53 + 3 * 9 + 43) + gather
-    w2 = 256 * 4 * (4 * 4 * 192 / 7.37 + 93 + 65) + 1024 * (192 / 4 * 0.11 + 3 * 10)
+    w8 = 256 * 1 * (4 * 16 * 144 * 0.327869 + 50) + gather
+    w4 = 512 * 4 * (2 * 4 * 144 * 0.220751 + 3 * 9 + 43) + gather
+    w2 = 256 * 4 * (4 * 4 * 192 * 0.135685 + 93 + 65) + 1024 * (192 / 4 * 0.11 + 3 * 10)
     assert latency(A53, op, 8, 8) == pytest.approx(w8 * scale, rel=1e-12)
     assert latency(A53, op, 4, 8) == pytest.approx(w4 * scale, rel=1e-12)
     assert latency(A53, op, 2, 2) == pytest.approx(w2 * scale, rel=1e-12)
@@ -246,26 +246,19 @@ def test_a53_other_pairs_pay_for_unpacking() -> None:
 def test_a53_a_wider_container_bounds_the_price(channels: int, size: int, out: int, kernel: int) -> None:
     """No pair costs more than the 8-bit layer plus unpacking both operands."""
     op = conv("c", (channels, size, size), out, kernel)
-    facts, pricer = layer_facts(op), cost_model_a53()
-    seconds, scratch = pricer.layer("c", facts, (2, 4, 8), (2, 4, 8))
-    unpack = (facts.weights + facts.inputs) * 0.27 * pricer.seconds_per_cycle
+    shape, pricer = layer_shape(op), cost_model(A53).pricer
+    seconds, scratch = pricer.layer("c", shape, (2, 4, 8), (2, 4, 8))
+    unpack = (shape.weights + shape.inputs) * 0.27 * pricer.seconds_per_unit
     assert (seconds <= seconds[2, 2] + unpack + 1e-15).all()
     assert (scratch >= 0).all()
 
 
-@cache
-def cost_model_a53() -> TilePricer:
-    pricer = cost_model(A53)._pricer
-    assert isinstance(pricer, TilePricer)
-    return pricer
-
-
 def test_staircase_of_k() -> None:
     """Rows of 17 to 32 weights cost the tiles of 32."""
-    pricer = cost_model_a53()
-    facts = [LayerFacts("linear", 1, 64, k, 1, 64, 64 * k, k, k, 64 * k, 1, False, k) for k in (17, 32, 33)]
-    kernel = next(kernel for kernel in pricer.engine.kernels if kernel.name == "w4a8_mlal16_2x4")
-    a, b, c = (tile_cycles(kernel, f) for f in facts)
+    kernel = next(kernel for kernel in cost_model(A53).profile.engine.kernels if kernel.name == "w4a8_mlal16_2x4")
+    tiles = {name: kernel.terms[name] for name in ("padded_macs", "tiles", "blocks")}
+    shapes = [LayerShape("linear", (1, 1, k), (1, 1, 64)) for k in (17, 32, 33)]
+    a, b, c = (work(tiles, shape, kernel) for shape in shapes)
     assert a == b < c
 
 

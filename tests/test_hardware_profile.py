@@ -9,7 +9,8 @@ import pytest
 from ddq_search.arithmetic import ARITHMETICS
 from ddq_search.errors import CostError
 from hardware_models import cost_model, list_profiles, load_profile
-from hardware_models.profile import PROFILES, Figure, TileEngine
+from hardware_models.engine import Figure
+from hardware_models.profile import PROFILES
 from hardware_models.validation import m4_networks, m7_layers, validate
 
 A53, M7 = "cortex-a53-rpi3-lowbit-neon", "cortex-m7-stm32h743-cmsis-nn"
@@ -67,17 +68,19 @@ def test_a_users_file_has_the_same_standing(tmp_path: Path) -> None:
     [
         (M7, "[memory]", "colour = 1\n[memory]", r"calibration\.colour: Extra inputs"),
         (M7, "alignment_bytes = 8\n", "", r"memory\.alignment_bytes: Field required"),
-        (M7, "value = 1.052", "value = 0", r"cycles_per_instruction\.value: .*greater than 0"),
-        (M7, "value = 1.052", "value = nan", r"cycles_per_instruction\.value"),
+        (M7, "value = 1.052", "value = 0", r"cycles_per_unit\.value: .*greater than 0"),
+        (M7, "value = 1.052", "value = nan", r"cycles_per_unit\.value"),
         (M7, 'kind = "published"', 'kind = "guessed"', r"clock_hz\.kind"),
         (M7, "[operations.mul]", "[operations.softmax]", r"missing \['mul'\], unknown \['softmax'\]"),
-        (M7, "conv = [4, 8]", "conv = [2, 4, 8]", r"engine\.layers\.conv has no price .*\[2\]"),
-        (M7, "activations = [8]", "activations = [4, 8]", "8-bit activations only"),
+        (M7, "conv = [4, 8]", "conv = [2, 4, 8]", "none executes conv layers .*2-bit weights"),
+        (M7, "activations = [8]", "activations = [4, 8]", "4-bit activations, which are legal"),
+        (M7, "terms = { macs =", "terms = { mac =", r"kernels\.0\.terms: .*unknown terms \['mac'\]"),
+        (M7, 'runtime_key = "cmsis-nn"', 'runtime_key = "ddq-c"', "kernel_family goes with"),
         (M7, "depthwise = [4, 8]\n", "", r"legal: .*weights lacks depthwise"),
         (A53, 'status = "uncalibrated"', 'status = "calibrated"', "held-out error"),
         (A53, "activation_bits = 8", "activation_bits = 3", r"kernels\.0\.activation_bits"),
-        (A53, "block = 64\n", "", "block and block_cycles come together"),
-        (A53, "[engine.pack_cycles.2]", "[engine.pack_cycles.3]", "both price 2 and 4 bits"),
+        (A53, "block = 64\n", "", "block and the term 'blocks' come together"),
+        (A53, "[engine.pack]\n4 =", "[engine.pack]\n3 =", "both 2 and 4 bits"),
         (A53, 'arithmetic = "single"', 'arithmetic = "double"', "arithmetic"),
     ],
 )
@@ -110,9 +113,7 @@ def test_every_check_is_within_the_stated_bounds() -> None:
 
 def test_a53_kernels_are_those_counted() -> None:
     """Cycles per block of `a53_kernels.c`: 168 for 8x4x16, 122 for 64x2x4 (9 of them widening), 139 for 64x4x4."""
-    engine = load_profile(A53).engine
-    assert isinstance(engine, TileEngine)
-    speed = {kernel.name: kernel.macs_per_cycle.value for kernel in engine.kernels}
-    assert speed["w8a8_mlal_lane_4x16"] == pytest.approx(8 * 4 * 16 / 168, abs=0.01)
-    assert speed["w4a8_mlal16_2x4"] == pytest.approx(64 * 2 * 4 / (122 - 9), abs=0.01)
-    assert speed["w2a2_mla8_4x4"] == pytest.approx(64 * 4 * 4 / 139, abs=0.01)
+    terms = {kernel.name: kernel.terms["padded_macs"] for kernel in load_profile(A53).engine.kernels}
+    assert 1 / terms["w8a8_mlal_lane_4x16"] == pytest.approx(8 * 4 * 16 / 168, abs=0.01)
+    assert 1 / terms["w4a8_mlal16_2x4"] == pytest.approx(64 * 2 * 4 / (122 - 9), abs=0.01)
+    assert 1 / terms["w2a2_mla8_4x4"] == pytest.approx(64 * 4 * 4 / 139, abs=0.01)

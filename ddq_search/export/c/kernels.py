@@ -4,7 +4,7 @@ A kernel is a C function of the type ``ddq_kernel`` (`runtime/ddq_kernels.h`) in
 compiles as portable C with the same weight layout, so that a host proves layout and logic, and an emulator the
 instructions.
 
-Legend: K weights per output channel in the order kernel row, kernel column, input channel within the group.
+Legend: K weights per output channel, ordered as in `ddq_search.layer_shape`.
 """
 
 from __future__ import annotations
@@ -16,41 +16,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ddq_search.layer_shape import LayerClass, LayerShape
+
 Family = Literal["portable", "dsp", "helium", "neon", "neon_dot"]
 """Instruction sets: any C compiler, Cortex-M DSP extension, Helium (MVE), NEON, NEON with dot product."""
-
-LayerClass = Literal["conv", "pointwise", "depthwise", "grouped", "linear"]
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """Geometry of one weighted layer, channel-last.
-
-    Attributes:
-        layer_class: family of kernels that executes it.
-        input: height, width, channels.
-        output: height, width, channels.
-        kernel: height, width.
-        stride: vertical, horizontal.
-        padding: top, left.
-        dilation: vertical, horizontal.
-        groups: independent products.
-    """
-
-    layer_class: LayerClass
-    input: tuple[int, int, int]
-    output: tuple[int, int, int]
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-    @property
-    def row_length(self) -> int:
-        """K: weights per output channel."""
-        return self.kernel[0] * self.kernel[1] * self.input[2] // self.groups
-
 
 Layout = Callable[[NDArray[np.int8], int, LayerShape], bytes]
 """``(codes [rows, K], bits, shape)`` → packed bytes, exactly ``packing.weight_bytes(rows, K, bits)`` of them."""
