@@ -107,11 +107,23 @@ class LayerShape:
         """Output positions whose window leaves the image."""
         return self.pixels - self._inside(0) * self._inside(1)
 
+    @cached_property
+    def inside_taps(self) -> int:
+        """Window positions of all outputs that lie inside the image."""
+        return self._taps(0) * self._taps(1)
+
+    def _starts(self, axis: int) -> list[int]:
+        return [i * self.stride[axis] - self.padding[axis] for i in range(self.output[axis])]
+
     def _inside(self, axis: int) -> int:
         """Positions along an axis whose window stays inside the image."""
         reach = (self.kernel[axis] - 1) * self.dilation[axis]
-        starts = (i * self.stride[axis] - self.padding[axis] for i in range(self.output[axis]))
-        return sum(0 <= start < self.input[axis] - reach for start in starts)
+        return sum(0 <= start < self.input[axis] - reach for start in self._starts(axis))
+
+    def _taps(self, axis: int) -> int:
+        """Taps along an axis that lie inside the image, over all positions."""
+        taps = [tap * self.dilation[axis] for tap in range(self.kernel[axis])]
+        return sum(0 <= start + tap < self.input[axis] for start in self._starts(axis) for tap in taps)
 
 
 def layer_class(op: Operation) -> LayerClass:

@@ -29,6 +29,15 @@ Runtime = Literal["ddq-c", "cmsis-nn", "litert", "xnnpack", "ncnn", "other"]
 Family = Literal["portable", "dsp", "helium", "neon", "neon_dot"]
 
 
+class FittedRange(Strict):
+    """Shapes of one layer class that measurements covered: (smallest, largest) of each; outside is extrapolation."""
+
+    layers: int = Field(ge=1)
+    row_length: tuple[int, int]
+    pixels: tuple[int, int]
+    channels: tuple[int, int]
+
+
 class Calibration(Strict):
     """How far the latency can be trusted.
 
@@ -36,14 +45,13 @@ class Calibration(Strict):
         status: ``calibrated`` only with a held-out error of at most `TRUSTED_ERROR_PCT`.
         statement: what was measured, the split, and what was not measured.
         held_out_error_pct: mean absolute percentage error on held-out measurements.
-        fitted: quantity (``row_length``, ``macs`` …) → smallest and largest value among the shapes fitted; a
-            prediction outside extrapolates. Empty: not recorded.
+        fitted: layer class → the shapes that measurements covered. Empty: not recorded.
     """
 
     status: Literal["calibrated", "uncalibrated"]
     statement: str = Field(min_length=10)
     held_out_error_pct: float | None = Field(default=None, ge=0)
-    fitted: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    fitted: dict[LayerClass, FittedRange] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _needs_evidence(self) -> Calibration:

@@ -9,7 +9,7 @@ depthwise layer is one product over all its channels, a grouped layer one per gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from ddq_search.layer_shape import LayerShape
@@ -74,13 +74,32 @@ def padded_macs(shape: LayerShape, kernel: Tiles) -> int:
     return tiles(shape, kernel) * kernel.tile_pixels * kernel.tile_channels * padded_row(shape, kernel)
 
 
-def tail_macs(shape: LayerShape, kernel: Tiles) -> int:
-    """Returns the multiply-accumulates outside full tiles and full steps of K."""
+def _in_full_tiles(shape: LayerShape, kernel: Tiles) -> int:
+    """Outputs that belong to tiles full in both directions."""
     products, channels = _products(shape)
     full_pixels = shape.pixels // kernel.tile_pixels * kernel.tile_pixels
-    full_channels = channels // kernel.tile_channels * kernel.tile_channels
-    full_row = shape.row_length // kernel.k_multiple * kernel.k_multiple
-    return shape.macs - products * full_pixels * full_channels * full_row
+    return products * full_pixels * (channels // kernel.tile_channels * kernel.tile_channels)
+
+
+def tail_macs(shape: LayerShape, kernel: Tiles) -> int:
+    """Returns the multiply-accumulates outside full tiles and full steps of K."""
+    return shape.macs - _in_full_tiles(shape, kernel) * (shape.row_length // kernel.k_multiple * kernel.k_multiple)
+
+
+def _taps(shape: LayerShape) -> int:
+    groups = shape.groups if shape.layer_class == "grouped" else 1
+    return shape.pixels * shape.kernel[0] * shape.kernel[1] * groups
+
+
+def _inside_taps(shape: LayerShape) -> int:
+    groups = shape.groups if shape.layer_class == "grouped" else 1
+    return shape.inside_taps * groups
+
+
+def _weight_passes(shape: LayerShape) -> int:
+    """A strided 1 x 1 convolution calls the matrix product once per output row, which sums its weights again."""
+    calls = shape.output[0] if shape.layer_class == "pointwise" and shape.stride != (1, 1) else 1
+    return shape.weights * calls
 
 
 def _needs_panel(shape: LayerShape, kernel: Tiles) -> bool:
@@ -125,7 +144,11 @@ TERMS: Mapping[str, Term] = {
     "steps": lambda shape, kernel: tiles(shape, kernel) * -(-shape.row_length // kernel.k_multiple),
     "blocks": lambda shape, kernel: tiles(shape, kernel) * -(-padded_row(shape, kernel) // (kernel.block or 1)),
     "tail_macs": tail_macs,
-    "tail_outputs": lambda shape, kernel: shape.pixels % kernel.tile_pixels * shape.channels,
+    "tail_outputs": lambda shape, kernel: shape.outputs - _in_full_tiles(shape, kernel),
+    "taps": lambda shape, kernel: _taps(shape),
+    "inside_taps": lambda shape, kernel: _inside_taps(shape),
+    "inside_macs": lambda shape, kernel: shape.macs * _inside_taps(shape) / _taps(shape),
+    "weight_passes": lambda shape, kernel: _weight_passes(shape),
     "panel_bytes": panel_bytes,
     "panel_runs": _panel_runs,
     "panel_unaligned": _panel_unaligned,
@@ -139,10 +162,12 @@ TERMS: Mapping[str, Term] = {
 columns, P·K per group; ``runs`` contiguous pieces gathered into them; ``border_pixels`` positions whose window leaves
 the image and ``border_macs`` their products; ``padded_macs`` products in whole tiles and steps; ``tiles``; ``steps`` of
 the inner loop; ``blocks`` between widenings of narrow accumulators; ``tail_macs`` products outside full tiles and
-steps; ``tail_outputs`` outputs outside full pixel tiles; ``panel_bytes, panel_runs, panel_unaligned`` of gathering
-where the input cannot be read in place (bytes of whole columns, contiguous pieces, elements moved one by one because
-channels do not fill bytes); ``weight_bytes, input_bytes`` at the kernel's widths; ``winograd_macs`` products of
-F(4 x 4, 3 x 3).
+steps; ``tail_outputs`` outputs outside tiles full in both directions; ``taps`` window positions of all outputs, per
+group of a grouped layer, ``inside_taps`` those inside the image and ``inside_macs`` their share of the products;
+``weight_passes`` weights, once per matrix product of a pointwise layer; ``panel_bytes, panel_runs, panel_unaligned``
+of gathering where the input cannot be read in place (bytes of whole columns, contiguous pieces, elements moved one by
+one because channels do not fill bytes); ``weight_bytes, input_bytes`` at the kernel's widths; ``winograd_macs``
+products of F(4 x 4, 3 x 3).
 """
 
 SCRATCH_TERMS: Mapping[str, Term] = {
@@ -160,6 +185,11 @@ SCRATCH_TERMS: Mapping[str, Term] = {
 }
 """Scratch term → count: ``row`` K rounded up to steps; ``channel_rows`` that for every channel; ``window_rows`` input
 scalars in the rows one row of outputs reads; ``panel`` bytes of one tile's gathered columns, 0 where read in place."""
+
+
+def counts(names: Iterable[str], shape: LayerShape, kernel: Tiles) -> dict[str, float]:
+    """Returns term → count of it, what fits of coefficients start from."""
+    return {name: TERMS[name](shape, kernel) for name in names}
 
 
 def work(terms: Mapping[str, float], shape: LayerShape, kernel: Tiles) -> float:
