@@ -98,8 +98,7 @@ class IntegerEvaluator:
         exact = int(bound.max()) < FLOAT32_EXACT
         if exact:
             self.float32_layers.add(step.name)
-        weights = torch.from_numpy(step.codes.copy())
-        self._weights[step.name] = weights.to(self.device, torch.float32 if exact else torch.float64)
+        self._weights[step.name] = _weights(step).to(self.device, torch.float32 if exact else torch.float64)
         shape = (-1, 1, 1) if step.kind == "conv2d" else (-1,)
         bias, multiplier, shift = (
             torch.from_numpy(part.astype(np.int64)).reshape(shape).to(self.device)
@@ -187,6 +186,18 @@ class IntegerEvaluator:
     def _scaled(self, acc: Tensor, factor: FixedPoint, rounding: str) -> Tensor:
         multiplier, shift = (torch.tensor(v, dtype=torch.int64, device=self.device) for v in vars(factor).values())
         return _requantized(acc.clone(), multiplier, shift, rounding)
+
+
+def _weights(step: Weighted) -> Tensor:
+    """Integer weights in float64: looked up, or summed over the points."""
+    codes = torch.from_numpy(step.codes.copy())
+    if step.codebook is not None:
+        return torch.from_numpy(step.codebook.copy()).double().take(codes.long())
+    weights = codes.double()
+    for point in step.points:
+        further = torch.from_numpy(point.codes.copy()).double()
+        weights += (further.flatten(1) * torch.from_numpy(point.ratio.copy()).double()[:, None]).view_as(weights)
+    return weights
 
 
 def _requantized(acc: Tensor, multiplier: Tensor, shift: Tensor, rounding: str) -> Tensor:

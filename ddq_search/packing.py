@@ -19,6 +19,8 @@ MULTIPLIER_BYTES = 4
 SHIFT_BYTES = 1
 """int8 shift per output channel."""
 CHANNEL_BYTES = BIAS_BYTES + MULTIPLIER_BYTES + SHIFT_BYTES
+RATIO_BYTES = 2
+"""int16 ratio per output channel of a further point of multipoint weights."""
 TABLE_BYTES = 256
 """A look-up table of an 8-bit activation function."""
 
@@ -37,10 +39,27 @@ def weight_bytes(rows: int, row_length: int, bits: int) -> int:
     return rows * row_bytes(row_length, bits)
 
 
-def layer_bytes(rows: int, row_length: int, bits: int) -> int:
-    """Returns the flash bytes of a convolution or linear layer: packed weights plus per-channel constants."""
+def codebook_bytes(bits: int) -> int:
+    """Returns the bytes of the int8 levels of non-uniform weights, one table per tensor (none at 32 bits).
+
+    >>> codebook_bytes(2), codebook_bytes(8), codebook_bytes(32)
+    (4, 256, 0)
+    """
+    return 0 if bits == FLOAT_BITS else 2**bits
+
+
+def point_bytes(rows: int, row_length: int, bits: int) -> int:
+    """Returns the bytes of one further point of multipoint weights: its packed codes and its ratios."""
+    return weight_bytes(rows, row_length, bits) + rows * RATIO_BYTES
+
+
+def layer_bytes(rows: int, row_length: int, bits: int, *, codebook: bool = False) -> int:
+    """Returns the flash bytes of a convolution or linear layer: packed weights plus per-channel constants.
+
+    ``codebook``: the weights are indices into levels that are stored with them.
+    """
     per_row = BIAS_BYTES if bits == FLOAT_BITS else CHANNEL_BYTES
-    return weight_bytes(rows, row_length, bits) + rows * per_row
+    return weight_bytes(rows, row_length, bits) + rows * per_row + codebook * codebook_bytes(bits)
 
 
 def activation_bytes(elements: int, bits: int) -> int:

@@ -77,6 +77,14 @@ class SearchSpace:
     """operation → name of its output tensor's variable"""
     unused_rules: tuple[str, ...] = ()
     """patterns that matched nothing"""
+    codebook_weights: frozenset[str] = frozenset()
+    """names of the weight variables whose levels are non-uniform: their weights are stored with a codebook"""
+
+    def __post_init__(self) -> None:
+        weights = {variable.name for variable in self.variables if variable.role == "weights"}
+        foreign = sorted(self.codebook_weights - weights)
+        if foreign:
+            raise SpaceError(f"{foreign[0]!r} has a codebook but is no weight variable of the search space")
 
     def __getitem__(self, name: str) -> Variable:
         for variable in self.variables:

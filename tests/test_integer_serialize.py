@@ -77,7 +77,8 @@ def test_missing_and_broken_structure_is_refused(saved):
     for broken, message in [
         (text[:100], "not JSON"),
         ("[]", "not an integer program"),
-        (text.replace('"version": 1', '"version": 9'), "has version 9"),
+        (text.replace('"version": 2', '"version": 9'), "has version 9; this release reads 2"),
+        (text.replace('"version": 2', '"version": 1'), "has version 1; this release reads 2"),
         (text.replace('"low": 0', '"low": 1', 1), "was edited after export"),
     ]:
         structure.write_text(broken)

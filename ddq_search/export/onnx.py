@@ -2,7 +2,9 @@
 
 Every tensor of the program is a uint8 tensor ``<name>/codes``; the float operator between keeps the layer's name.
 Weights of 2 to 4 bits are carried as int4, wider ones as int8 (int2 exists from opset 25 on, but onnxruntime refuses it
-in convolutions). Narrower activations and fused clamps become an explicit Clip before the quantization.
+in convolutions). Levels of a codebook are written out as int8, the sum of multipoint weights as int8 or int16. The
+metadata entry ``weight_containers`` tells the type of every layer. Narrower activations and fused clamps become an
+explicit Clip before the quantization.
 
 ONNX rounds once, so the file stands for the network in the arithmetic ``single`` whatever the program's own: a program
 of double rounding differs from it in up to a few codes of a hundred, and `ddq_search.verify` reports both. Ties go to
@@ -15,6 +17,7 @@ Shapes: ``input`` float32 ``[N, ...]``, ``output`` float32 ``[N, ...]``, N dynam
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +94,23 @@ def load_onnx(package: str) -> Any:
         raise ExportError(f"ONNX needs the package {package!r}: pip install {package}") from error
 
 
+def weight_container(step: Weighted) -> str:
+    """Returns the integer type that carries a layer's weights in the file.
+
+    Raises:
+        ExportError: no type of ONNX holds them.
+    """
+    if step.codebook is None and not step.points:
+        return "int4" if step.bits <= 4 else "int8"
+    largest = int(np.abs(step.weights).max())
+    for bits in (8, 16):
+        if largest < 2 ** (bits - 1):
+            return f"int{bits}"
+    raise ExportError(
+        f"layer {step.name!r}: its multipoint weights reach ±{largest}, more than int16; use finer points"
+    )
+
+
 class _Writer:
     """Collects the nodes and constants of one model."""
 
@@ -121,6 +141,9 @@ class _Writer:
             "arithmetic": ARITHMETIC,
             "program_arithmetic": self.program.arithmetic,
             "policy_sha256": self.program.policy_sha256,
+            "weight_containers": json.dumps(
+                {step.name: weight_container(step) for step in self.program.steps if isinstance(step, Weighted)}
+            ),
         }
         helper.set_model_props(model, facts)
         return model
@@ -211,11 +234,12 @@ class _Writer:
 
     def _weighted(self, step: Weighted, x: str, result: str) -> str:
         name, helper, types = step.name, self.onnx.helper, self.onnx.TensorProto
-        if step.bits <= 4:
-            codes = helper.make_tensor(f"{name}/weights", types.INT4, step.codes.shape, step.codes.ravel().tolist())
-            self.constants[codes.name] = codes
+        container, integers = weight_container(step), step.weights
+        if container == "int4":
+            stored = helper.make_tensor(f"{name}/weights", types.INT4, integers.shape, integers.ravel().tolist())
+            self.constants[stored.name] = stored
         else:
-            self._constant(f"{name}/weights", step.codes, np.int8)
+            self._constant(f"{name}/weights", integers, np.dtype(container))
         source = self.program.tensors[step.inputs[0]].grid
         scale = self._constant(f"{name}/weight_scale", step.scale, np.float32)
         bias_scale = self._constant(f"{name}/bias_scale", step.scale * np.float64(source.scale), np.float32)
@@ -226,7 +250,7 @@ class _Writer:
             return self._node("Gemm", [x, weights, bias], result, name, transB=1)
         top, bottom, left, right = step.padding
         return self._node(
-            "Conv", [x, weights, bias], result, name, kernel_shape=step.codes.shape[2:], strides=step.stride,
+            "Conv", [x, weights, bias], result, name, kernel_shape=integers.shape[2:], strides=step.stride,
             pads=[top, left, bottom, right], dilations=step.dilation, group=step.groups,
         )  # fmt: skip
 

@@ -124,7 +124,7 @@ def _execute(step: Step, output: Tensor, sources: list[Tensor], x: list[Integers
 
 def _convolve(step: Weighted, centred: Integers) -> Integers:
     """Sum over each window, ``[N, rows, H_out, W_out]``; ``centred`` is ``x − zp``, so padding is zero."""
-    rows, depth, height, width = step.codes.shape
+    rows, depth, height, width = step.weights.shape
     (top, bottom, left, right), (down, across) = step.padding, step.dilation
     padded = np.pad(centred, ((0, 0), (0, 0), (top, bottom), (left, right)))
     extent = ((height - 1) * down + 1, (width - 1) * across + 1)
@@ -132,13 +132,13 @@ def _convolve(step: Weighted, centred: Integers) -> Integers:
     windows = windows[:, :, :: step.stride[0], :: step.stride[1], ::down, ::across]
     samples, _, out_h, out_w = windows.shape[:4]
     columns = windows.transpose(0, 1, 4, 5, 2, 3).reshape(samples, step.groups, depth * height * width, out_h * out_w)
-    weights = step.codes.astype(np.int64).reshape(step.groups, rows // step.groups, depth * height * width)
+    weights = step.weights.astype(np.int64).reshape(step.groups, rows // step.groups, depth * height * width)
     acc = np.stack([_products(weights[g], columns[:, g]) for g in range(step.groups)], axis=1)
     return acc.reshape(samples, rows, out_h, out_w)
 
 
 def _matrix_product(step: Weighted, centred: Integers) -> Integers:
-    return np.asarray(np.einsum("nk,ok->no", centred, step.codes.astype(np.int64)))
+    return np.asarray(np.einsum("nk,ok->no", centred, step.weights.astype(np.int64)))
 
 
 def _products(weights: Integers, columns: Integers) -> Integers:

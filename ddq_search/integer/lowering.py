@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddq_search.arithmetic import ARITHMETICS, Arithmetic, quantize_multiplier
-from ddq_search.discrete import DiscreteNetwork, LayerNumbers
+from ddq_search.discrete import DiscreteNetwork, LayerNumbers, weight_reach
 from ddq_search.errors import ExportError
 from ddq_search.graph import SAME_GRID, WEIGHTED, Operation, inputs_of, operations
 from ddq_search.integer.program import (
@@ -40,6 +40,7 @@ from ddq_search.integer.program import (
     check,
     reach,
 )  # fmt: skip
+from ddq_search.integer.weight_codes import signed_indices, signed_points, signed_values
 from ddq_search.precision import ActivationGrid, activation_code_range
 
 ADD_LEFT_SHIFT = 20
@@ -161,8 +162,8 @@ def _weighted(
 ) -> Weighted:  # fmt: skip
     rows = layer.codes.shape[0]
     low, high = _clamp(op, output)
-    signs = np.sign(layer.gain).astype(np.int32).reshape(-1, *[1] * (layer.codes.ndim - 1))
-    codes = (layer.codes * signs).astype(np.int8)
+    signs = np.sign(layer.gain).astype(np.int8)
+    magnitudes = weight_reach(layer.codes, layer.codebook, layer.points) * np.abs(signs)
     scale = (np.abs(layer.gain) * layer.scale).astype(np.float32)
     bias = np.zeros(rows, np.int32)
     factors: list[FixedPoint] = []
@@ -170,9 +171,9 @@ def _weighted(
         offset = float(layer.offset[c])
         if not (math.isfinite(offset) and math.isfinite(float(scale[c]))):
             raise ExportError(f"layer {op.name!r}, channel {c}: scale or offset is not finite; re-estimate BatchNorm")
-        if _is_constant(op.name, c, codes[c], float(scale[c]), offset, source, output):
+        if _is_constant(op.name, c, int(magnitudes[c]), float(scale[c]), offset, source, output):
             level = round_half_away(min(max(offset / output.scale, -1e6), 1e6))
-            codes[c], scale[c] = 0, output.scale / source.scale
+            signs[c], scale[c] = 0, output.scale / source.scale
             bias[c] = min(max(level, low - output.zero_point), high - output.zero_point)
         else:
             bias[c] = round_half_away(offset / (source.scale * float(scale[c])))
@@ -181,20 +182,25 @@ def _weighted(
             real = float(np.float32(source.scale) * scale[c]) / output.scale
         factors.append(_fixed(f"{op.name}, channel {c}", real))
     geometry = {key: tuple(op.attributes[key]) for key in ("stride", "padding", "dilation") if key in op.attributes}
+    codes: NDArray[np.int8] | NDArray[np.uint8] = signed_values(layer.codes, signs)
+    codebook = None
+    if layer.codebook is not None:
+        codes, codebook = signed_indices(op.name, layer, signs)
     return Weighted(
         op.name, sources, op.kind, op.module or op.name, codes, layer.bits, bias,
         np.array([f.multiplier for f in factors], np.int32), np.array([f.shift for f in factors], np.int8), scale,
         _rounding(arithmetic, op.kind), low, high, **geometry, groups=op.attributes.get("groups", 1),
+        codebook=codebook, points=signed_points(layer.points, signs),
     )  # fmt: skip
 
 
 def _is_constant(
-    name: str, channel: int, codes: NDArray[np.int8], scale: float, offset: float, source: ActivationGrid,
+    name: str, channel: int, magnitude: int, scale: float, offset: float, source: ActivationGrid,
     output: ActivationGrid,
 ) -> bool:  # fmt: skip
     """Whether the channel's output does not depend on its input; refuses one whose accumulator cannot hold it."""
     step = source.scale * scale
-    largest = int(np.abs(codes.astype(np.int64)).sum()) * reach(source)
+    largest = magnitude * reach(source)
     if largest == 0 or quantize_multiplier(min(step / output.scale, 1.0))[0] == 0:
         return True
     if largest + abs(offset) / step + 1 <= INT32_MAX:

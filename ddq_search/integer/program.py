@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddq_search.arithmetic import ARITHMETICS, Arithmetic
+from ddq_search.discrete import Point, integer_weights, weight_problem, weight_reach
 from ddq_search.errors import ExportError
-from ddq_search.precision import ActivationGrid, activation_code_range, weight_code_range
+from ddq_search.precision import ActivationGrid, activation_code_range
 
 INT32_MAX = 2**31 - 1
 
@@ -73,18 +74,21 @@ class Weighted(Step):
     Attributes:
         kind: ``conv2d`` or ``linear``.
         module: whose weights these are; uses of one module share their stored bytes.
-        codes: ``[rows, C_in / groups, kh, kw]`` or ``[rows, K]`` int8, the sign of the normalisation in them.
+        codes: ``[rows, C_in / groups, kh, kw]`` or ``[rows, K]``, the sign of the normalisation in them: int8 values,
+            or uint8 indices where there is a codebook. What they stand for is `weights`.
         bits: precision of the codes.
         bias: ``[rows]`` int32.
         multiplier: ``[rows]`` int32.
         shift: ``[rows]`` int8.
         scale: ``[rows]`` float32 > 0, effective scale of the weights with normalisation folded in.
         padding: top, bottom, left, right.
+        codebook: ``[2^bits]`` int8 levels of non-uniform weights within ±127, None for uniform ones.
+        points: further points of multipoint weights.
     """
 
     kind: str
     module: str
-    codes: NDArray[np.int8]
+    codes: NDArray[np.int8] | NDArray[np.uint8]
     bits: int
     bias: NDArray[np.int32]
     multiplier: NDArray[np.int32]
@@ -97,6 +101,13 @@ class Weighted(Step):
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    codebook: NDArray[np.int8] | None = None
+    points: tuple[Point, ...] = ()
+
+    @property
+    def weights(self) -> NDArray[np.int32]:
+        """The integer weights, in the shape of the codes."""
+        return integer_weights(self.codes, self.codebook, self.points)
 
     @property
     def rows(self) -> int:
@@ -231,8 +242,11 @@ def reach(grid: ActivationGrid) -> int:
 
 
 def accumulator_bound(step: Weighted, source: ActivationGrid) -> NDArray[np.int64]:
-    """Returns ``[rows]`` the largest magnitude any partial sum can take, bias included, in whatever order."""
-    magnitude = np.abs(step.codes.astype(np.int64)).reshape(step.rows, -1).sum(1)
+    """Returns ``[rows]`` the largest magnitude any partial sum can take, bias included, in whatever order.
+
+    Points may be summed apart and scaled afterwards, or as one integer weight.
+    """
+    magnitude = weight_reach(step.codes, step.codebook, step.points)
     return np.asarray(magnitude * reach(source) + np.abs(step.bias.astype(np.int64)))
 
 
@@ -289,9 +303,10 @@ def _check_step(step: Step, output: Tensor, sources: list[Tensor]) -> None:
 
 
 def _check_weighted(step: Weighted, output: Tensor, source: Tensor) -> None:
-    low, high = weight_code_range(step.bits)
-    _require(step.codes.dtype == np.int8 and step.codes.size > 0, step.name, "weight codes must be int8")
-    _require(low <= int(step.codes.min()) and int(step.codes.max()) <= high, step.name, f"exceeds {step.bits} bits")
+    stored: type[np.integer] = np.int8 if step.codebook is None else np.uint8
+    _require(step.codes.dtype == stored and step.codes.size > 0, step.name, f"weight codes must be {stored.__name__}")
+    problem = weight_problem(step.codes, step.bits, step.codebook, step.points)
+    _require(not problem, step.name, problem)
     for part in (step.bias, step.multiplier, step.shift, step.scale):
         _require(part.shape == (step.rows,), step.name, "per-channel constants need one entry per output channel")
     rank = {"conv2d": 4, "linear": 2}.get(step.kind)

@@ -1,8 +1,10 @@
 """The program's file format: ``program.json`` (structure) beside ``program.bin`` (constants).
 
-``program.bin`` is the concatenation, in schedule order, of each weighted layer's packed weights (row = output channel),
-int32 bias, int32 multipliers and int8 shifts, and of each table's 256 bytes: nothing else, so its length is the flash
-price of the policy. Uses of one module store their weights once. All integers are little-endian.
+``program.bin`` is the concatenation, in schedule order, of each weighted layer's weights, int32 bias, int32 multipliers
+and int8 shifts, and of each table's 256 bytes: nothing else, so its length is the flash price of the policy. A layer's
+weights are its packed codes (row = output channel), the ``2^bits`` int8 levels of its codebook if it has one, and per
+further point the packed codes and int16 ratios. Uses of one module store their weights once. All integers are
+little-endian.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddq_search.discrete import Point
 from ddq_search.errors import DDQError, ExportError, VerificationError
 from ddq_search.integer.program import (
     Add,
@@ -39,15 +42,17 @@ from ddq_search.integer.program import (
 from ddq_search.packing import (
     BIAS_BYTES,
     MULTIPLIER_BYTES,
+    RATIO_BYTES,
     SHIFT_BYTES,
     TABLE_BYTES,
+    codebook_bytes,
     pack_rows,
     unpack_rows,
     weight_bytes,
 )  # fmt: skip
 from ddq_search.precision import ActivationGrid
 
-FORMAT, VERSION = "ddq-search integer program", 1
+FORMAT, VERSION = "ddq-search integer program", 2
 STRUCTURE_FILE, CONSTANTS_FILE = "program.json", "program.bin"
 
 _STEPS: dict[str, type[Step]] = {
@@ -71,13 +76,14 @@ def encode(program: IntegerProgram) -> tuple[dict[str, Any], bytes]:
     for step in program.steps:
         facts: dict[str, Any] = {"step": type(step).__name__}
         for key, value in vars(step).items():
-            if not isinstance(value, np.ndarray):
+            if not isinstance(value, np.ndarray) and key not in ("codebook", "points"):
                 facts[key] = asdict(value) if isinstance(value, FixedPoint) else _plain(value)
         if isinstance(step, Weighted):
-            packed = pack_rows(step.codes.reshape(step.rows, -1), step.bits)
-            offset = stored.setdefault((step.module, packed), len(constants))
-            constants += packed if offset == len(constants) else b""
+            weights = _weight_constants(step)
+            offset = stored.setdefault((step.module, weights), len(constants))
+            constants += weights if offset == len(constants) else b""
             facts |= {"codes_shape": list(step.codes.shape), "codes_offset": offset, "constants_offset": len(constants)}
+            facts |= {"codebook": step.codebook is not None, "points_bits": [point.bits for point in step.points]}
             for key, (kind, _) in _PER_CHANNEL.items():
                 constants += getattr(step, key).astype(kind).tobytes()
             facts["scale"] = [float(value) for value in step.scale]
@@ -209,10 +215,8 @@ def _step(facts: Mapping[str, Any], constants: bytes) -> Step:
     values = {key: _typed(value) for key, value in facts.items() if key not in ("step", "constants_offset")}
     cls = _STEPS[facts["step"]]
     if cls is Weighted:
-        shape, offset = values.pop("codes_shape"), values.pop("codes_offset")
-        rows, length = shape[0], int(np.prod(shape[1:]))
-        packed = _cut(constants, offset, weight_bytes(rows, length, values["bits"]))
-        values["codes"] = unpack_rows(packed, rows, length, values["bits"], signed=True).reshape(shape).astype(np.int8)
+        rows = facts["codes_shape"][0]
+        values |= _weights(values, constants)
         values["scale"] = np.array(facts["scale"], np.float32)
         offset = facts["constants_offset"]
         for key, (kind, width) in _PER_CHANNEL.items():
@@ -221,6 +225,37 @@ def _step(facts: Mapping[str, Any], constants: bytes) -> Step:
     elif cls is Lookup:
         values["table"] = _array(_cut(constants, facts["constants_offset"], TABLE_BYTES), "u1")
     return cls(**values)
+
+
+def _weight_constants(step: Weighted) -> bytes:
+    data = pack_rows(step.codes.reshape(step.rows, -1), step.bits)
+    data += b"" if step.codebook is None else step.codebook.tobytes()
+    for point in step.points:
+        data += pack_rows(point.codes.reshape(step.rows, -1), point.bits) + point.ratio.astype("<i2").tobytes()
+    return data
+
+
+def _weights(values: dict[str, Any], constants: bytes) -> dict[str, Any]:
+    """Inverse of `_weight_constants`; takes what only the file needs out of ``values``."""
+    shape, offset = values.pop("codes_shape"), values.pop("codes_offset")
+    has_codebook, points_bits = values.pop("codebook"), values.pop("points_bits")
+    rows, length = shape[0], int(np.prod(shape[1:]))
+
+    def take(size: int) -> bytes:
+        nonlocal offset
+        offset += size
+        return _cut(constants, offset - size, size)
+
+    def codes(bits: int, *, signed: bool) -> NDArray[Any]:
+        unpacked = unpack_rows(take(weight_bytes(rows, length, bits)), rows, length, bits, signed=signed)
+        return unpacked.reshape(shape).astype(np.int8 if signed else np.uint8)
+
+    base = codes(values["bits"], signed=not has_codebook)
+    codebook = _array(take(codebook_bytes(values["bits"])), "i1") if has_codebook else None
+    points = tuple(
+        Point(codes(bits, signed=True), bits, _array(take(rows * RATIO_BYTES), "<i2")) for bits in points_bits
+    )
+    return {"codes": base, "codebook": codebook, "points": points}
 
 
 def _array(data: bytes, kind: str) -> NDArray[Any]:
