@@ -32,6 +32,9 @@ TABLES = frozenset({"relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "sil
 SAME_GRID = frozenset({"max_pool2d", "avg_pool2d", "reshape", "transpose", "slice", "concat", "output"})
 """Operations whose inputs and output share one scale in integer formats: their tensors are tied."""
 
+ALIASES = frozenset({"reshape", "output"})
+"""Operations that run no code: their output is their input's buffer."""
+
 KINDS = frozenset({"input", "add", "mul", "mean", "activation"}) | WEIGHTED | SAME_GRID
 
 ModelGraph: TypeAlias = nx.MultiDiGraph
@@ -127,6 +130,14 @@ def tensor_groups(graph: ModelGraph) -> dict[str, str]:
             group.union(op.name, *inputs_of(graph, op.name))
     first: dict[str, str] = {}
     return {name: first.setdefault(group[name], name) for name in graph.nodes}
+
+
+def holders(graph: ModelGraph) -> dict[str, str]:
+    """Returns, for every operation, the operation whose buffer holds its tensor (itself unless it is an alias)."""
+    holder: dict[str, str] = {}
+    for op in operations(graph):
+        holder[op.name] = holder[inputs_of(graph, op.name)[0]] if op.kind in ALIASES else op.name
+    return holder
 
 
 def to_json(graph: ModelGraph) -> str:

@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from ddq_search.errors import GraphError
 from ddq_search.graph import CLAMPS, ModelGraph, Operation
+from ddq_search.schedule import lowest_peak
 
 _MODULE_FUNCTIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -52,7 +53,7 @@ _NONNEGATIVE_FUNCTIONS = {"relu", "relu6", "hardsigmoid", "sigmoid"}
 
 
 def trace(model: nn.Module, example: torch.Tensor) -> ModelGraph:
-    """Returns the graph of fused operations that ``model`` executes on ``example``.
+    """Returns the graph of fused operations that ``model`` executes on ``example``, in the order of the lowest peak.
 
     Args:
         model: any module that torch.fx can follow; it is not modified.
@@ -61,7 +62,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> ModelGraph:
     Raises:
         GraphError: fx cannot follow the model, the input does not fit, or an operation is not supported.
     """
-    return _Tracing(_symbolic(model, example)).graph()
+    return lowest_peak(_Tracing(_symbolic(model, example)).graph())
 
 
 def _symbolic(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:

@@ -2,7 +2,7 @@
 
 Rules, the same for every device:
 
-* Operations run in the order of the graph (or in the order given).
+* Operations run in the order of the graph, chosen by `ddq_search.schedule` for the lowest peak (or in one given).
 * A tensor lives from the step that writes it to the last step that reads it; the input tensor from step 0.
 * ``reshape`` and ``output`` run no code: their tensor *is* their input (an alias). Everything else, element-wise
   operations included, writes a buffer of its own; nothing is computed in place.
@@ -18,11 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddq_search.errors import CostError
-from ddq_search.graph import ModelGraph, inputs_of, operation, operations
+from ddq_search.graph import ModelGraph, holders, operation, operations
 from ddq_search.packing import activation_bytes
-
-ALIASES = frozenset({"reshape", "output"})
-"""Kinds whose output is their input's buffer."""
 
 SCRATCH = "scratch/"
 """Prefix of scratch buffers in a plan: ``scratch/<operation>``."""
@@ -80,14 +77,6 @@ def aligned(size: int, alignment: int) -> int:
 def tensor_bytes(elements: int, bits: int, alignment: int) -> int:
     """Returns the arena bytes of a tensor: its packed codes, rounded up to the alignment."""
     return aligned(activation_bytes(elements, bits), alignment)
-
-
-def holders(graph: ModelGraph) -> dict[str, str]:
-    """Returns, for every operation, the operation whose buffer holds its tensor (itself unless it is an alias)."""
-    holder: dict[str, str] = {}
-    for op in operations(graph):
-        holder[op.name] = holder[inputs_of(graph, op.name)[0]] if op.kind in ALIASES else op.name
-    return holder
 
 
 def buffers(graph: ModelGraph, schedule: Sequence[str] | None = None) -> list[Buffer]:

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from ddq_search.arithmetic import Arithmetic
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, Factor
 from ddq_search.errors import CostError
-from ddq_search.graph import WEIGHTED, ModelGraph, Operation, inputs_of, operations
+from ddq_search.graph import ALIASES, WEIGHTED, ModelGraph, Operation, inputs_of, operations
 from ddq_search.layer_shape import layer_class, layer_shape
 from ddq_search.packing import CHANNEL_BYTES, TABLE_BYTES, layer_bytes
 from ddq_search.space import SearchSpace
 from hardware_models.layers import check_kind
-from hardware_models.memory import ALIASES, ArenaPlan, buffers, plan_arena, tensor_bytes
+from hardware_models.memory import ArenaPlan, buffers, plan_arena, tensor_bytes
 from hardware_models.pricing import Pricer
 from hardware_models.profile import DeviceProfile, load_profile
 

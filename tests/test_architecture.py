@@ -17,7 +17,7 @@ PACKAGES = ("ddq_search", *SATELLITES)
 FLOORS = (
     ("errors", "precision"),
     ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
-     "layer_shape"),
+     "layer_shape", "schedule"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
      "training", "evaluation", "record", "config", "integer", "problem", "gate_training"),
     ("search", "api", "tune", "export", "verify"),
