@@ -8,13 +8,13 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from ddq_search.arithmetic import quantize_multiplier
+from ddq_search.arithmetic import mean_multiplier, quantize_multiplier
 from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import ExportError
 from ddq_search.graph import Operation
 from ddq_search.integer import executor
 from ddq_search.integer.lowering import activation_table, dequantize, lower, quantize_input, round_half_away
-from ddq_search.integer.program import Add, Multiply, accumulator_bound, check
+from ddq_search.integer.program import Add, Mean, Multiply, accumulator_bound, check
 from ddq_search.precision import ActivationGrid
 from tests.networks import random_network, sample_images
 
@@ -189,3 +189,17 @@ def test_inputs_quantize_to_codes_and_back():
     codes = np.arange(16, dtype=np.uint8)[None]
     np.testing.assert_array_equal(quantize_input(dequantize(codes, grid), grid), codes)
     assert quantize_input(np.array([[-1e9, 1e9]]), grid).tolist() == [[0, 15]]
+
+
+def test_the_mean_of_tflite_divides_the_integer_multiplier():
+    assert mean_multiplier(0.75, 1) == quantize_multiplier(0.75)
+    assert mean_multiplier(0.75, 7) == (0.75 * 2**31 * 4 // 7, -2)  # 920350134.857…, rounded down, not to nearest
+    assert quantize_multiplier(0.75 / 7) == (1840700270, -3)  # 1840700269.71… has one bit more
+    assert mean_multiplier(2.0**-40, 9) == (0, 0)
+    network, _ = random_network("Residual", 0)
+    for arithmetic in ("tflite", "single"):
+        program = lower(network, arithmetic)
+        step = next(step for step in program.steps if isinstance(step, Mean))
+        ratio = program.tensors["add"].grid.scale / program.tensors["mean"].grid.scale
+        expected = {"tflite": mean_multiplier(ratio, 25), "single": quantize_multiplier(ratio / 25)}[arithmetic]
+        assert (step.factor.multiplier, step.factor.shift) == expected

@@ -16,10 +16,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ddq_search.arithmetic import ARITHMETICS, Arithmetic, quantize_multiplier
+from ddq_search.arithmetic import ARITHMETICS, Arithmetic, mean_multiplier, quantize_multiplier
 from ddq_search.discrete import DiscreteNetwork, LayerNumbers, weight_reach
 from ddq_search.errors import ExportError
 from ddq_search.graph import SAME_GRID, WEIGHTED, Operation, inputs_of, operations
+from ddq_search.integer.hard_swish import hard_swish_codes
 from ddq_search.integer.program import (
     INT32_MAX,
     Add,
@@ -112,8 +113,17 @@ def round_half_away(value: float) -> int:
     return int(math.copysign(whole, value))
 
 
-def activation_table(function: str, source: ActivationGrid, output: ActivationGrid) -> NDArray[np.uint8]:
-    """Returns the ``[256]`` table of a function between two grids, padded with the last entry of a narrow input."""
+def activation_table(
+    function: str, source: ActivationGrid, output: ActivationGrid, arithmetic: Arithmetic = "single"
+) -> NDArray[np.uint8]:
+    """Returns the ``[256]`` table of a function between two grids, padded with the last entry of a narrow input.
+
+    Entries are the real function, rounded half away from zero, as TensorFlow Lite fills its own tables; its hard swish
+    is computed in integers instead.
+    """
+    fixed = hard_swish_codes(source, output) if (function, arithmetic) == ("hardswish", "tflite") else None
+    if fixed is not None:
+        return np.array(fixed + [fixed[-1]] * (256 - len(fixed)), dtype=np.uint8)
     codes = range(activation_code_range(source.bits)[1] + 1)
     real = [FUNCTIONS[function](source.scale * (code - source.zero_point)) / output.scale for code in codes]
     low, high = activation_code_range(output.bits)
@@ -142,10 +152,11 @@ def _step(
         return Multiply(op.name, sources, _fixed(op.name, real), _rounding(arithmetic, op.kind), low, high)
     if op.kind == "mean":
         count = math.prod(op.input_shapes[0][1:])
-        factor = _fixed(op.name, grids[0].scale / (count * output.scale))
+        factor = _mean_factor(op.name, grids[0].scale / output.scale, count, arithmetic)
         return Mean(op.name, sources, factor, _rounding(arithmetic, op.kind))
     if op.kind == "activation":
-        return Lookup(op.name, sources, facts["function"], activation_table(facts["function"], grids[0], output))
+        table = activation_table(facts["function"], grids[0], output, arithmetic)
+        return Lookup(op.name, sources, facts["function"], table)
     if op.kind in ("max_pool2d", "avg_pool2d"):
         window = (tuple(facts["kernel_size"]), tuple(facts["stride"]), tuple(facts["padding"]))
         if op.kind == "max_pool2d":
@@ -223,6 +234,15 @@ def _add(
     return Add(op.name, sources, ADD_LEFT_SHIFT, (first, second), total, _rounding(arithmetic, op.kind), low, high)
 
 
+def _mean_factor(name: str, ratio: float, count: int, arithmetic: Arithmetic) -> FixedPoint:
+    """The ratio of scales over the count; TFLite divides the integer multiplier, keeping what bits it can."""
+    if arithmetic == "single":
+        return _fixed(name, ratio / count)
+    factor = _fixed(name, ratio)
+    raised = min(count.bit_length() - 1, 31 + factor.shift)
+    return FixedPoint((factor.multiplier << raised) // count, factor.shift - raised)
+
+
 def _product_scale(first: float, second: float, output: float, arithmetic: Arithmetic) -> float:
     if arithmetic == "tflite":  # its MUL computes this ratio in float32
         return float(np.float32(first) * np.float32(second) / np.float32(output))
@@ -248,6 +268,13 @@ def _fixed(name: str, real: float) -> FixedPoint:
         return FixedPoint(*quantize_multiplier(real))
     except ValueError as error:
         raise ExportError(f"{name!r}: {error}; the scales of its input and output are too far apart") from error
+
+
+def _mean_factor(name: str, ratio: float, count: int, arithmetic: Arithmetic) -> FixedPoint:
+    if arithmetic != "tflite":
+        return _fixed(name, ratio / count)
+    _fixed(name, ratio)
+    return FixedPoint(*mean_multiplier(ratio, count))
 
 
 def _stored_grid(name: str, grid: ActivationGrid) -> ActivationGrid:

@@ -144,7 +144,10 @@ class Multiply(Step):
 
 @dataclass(frozen=True, eq=False)
 class Mean(Step):
-    """Mean over both spatial dimensions: ``requantize(Σ (x − zp_x)) + zp_y``, clipped to the grid."""
+    """Mean over both spatial dimensions: ``requantize(Σ (x − zp_x)) + zp_y``, clipped to the grid.
+
+    The multiplier need not be normalised: TensorFlow Lite divides an integer multiplier by the count.
+    """
 
     factor: FixedPoint
     rounding: Rounding
@@ -290,8 +293,10 @@ def _check_step(step: Step, output: Tensor, sources: list[Tensor]) -> None:
         _check_factors(step.name, *step.factors, step.output_factor)
         _require(0 <= step.left_shift <= 20, step.name, f"left shift {step.left_shift} is outside 0 … 20")
         _require(all(f.shift <= 0 for f in step.factors), step.name, "an input of add is scaled up")
-    elif isinstance(step, Multiply | Mean):
+    elif isinstance(step, Multiply):
         _check_factors(step.name, step.factor)
+    elif isinstance(step, Mean):  # one bit short where the runtime divides the multiplier by the count
+        _check_factors(step.name, step.factor, smallest=2**29)
     elif isinstance(step, Lookup):
         _require(step.table.shape == (256,), step.name, "the table must have 256 entries")
         _require(int(step.table.max()) <= largest, step.name, f"the table exceeds {output.grid.bits} bits")
@@ -322,9 +327,9 @@ def _check_weighted(step: Weighted, output: Tensor, source: Tensor) -> None:
     _require(int(bound[worst]) <= INT32_MAX, step.name, f"channel {worst} may overflow its int32 accumulator")
 
 
-def _check_factors(name: str, *factors: FixedPoint) -> None:
+def _check_factors(name: str, *factors: FixedPoint, smallest: int = 2**30) -> None:
     for factor in factors:
-        normal = 2**30 <= factor.multiplier <= INT32_MAX and -31 <= factor.shift <= 30
+        normal = smallest <= factor.multiplier <= INT32_MAX and -31 <= factor.shift <= 30
         _require(normal or (factor.multiplier, factor.shift) == (0, 0), name, f"{factor} is not a fixed-point number")
 
 
