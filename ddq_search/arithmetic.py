@@ -37,22 +37,3 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
     if multiplier == 2**31:
         multiplier, shift = 2**30, shift + 1
     return (0, 0) if shift < -31 else (multiplier, shift)
-
-
-def mean_multiplier(real: float, count: int) -> tuple[int, int]:
-    """Returns ``(multiplier, shift)`` of ``real / count`` as TensorFlow Lite's MEAN derives it.
-
-    It takes the fixed-point number of ``real``, the ratio of the scales, and divides the integer by ``count``, rounding
-    down; the quotient lies in [2^29, 2^31) and is not brought back to 31 bits.
-
-    Raises:
-        ValueError: as `quantize_multiplier`.
-
-    >>> mean_multiplier(0.5, 1), mean_multiplier(0.5, 4), mean_multiplier(0.5, 3)
-    ((1073741824, 0), (1073741824, -2), (715827882, -1))
-    """
-    multiplier, shift = quantize_multiplier(real)
-    if multiplier == 0:
-        return 0, 0
-    down = min(count.bit_length() - 1, 31 + shift)
-    return (multiplier << down) // count, shift - down

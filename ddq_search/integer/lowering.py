@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ddq_search.arithmetic import ARITHMETICS, Arithmetic, mean_multiplier, quantize_multiplier
+from ddq_search.arithmetic import ARITHMETICS, Arithmetic, quantize_multiplier
 from ddq_search.discrete import DiscreteNetwork, LayerNumbers, weight_reach
 from ddq_search.errors import ExportError
 from ddq_search.graph import SAME_GRID, WEIGHTED, Operation, inputs_of, operations
@@ -268,13 +268,6 @@ def _fixed(name: str, real: float) -> FixedPoint:
         return FixedPoint(*quantize_multiplier(real))
     except ValueError as error:
         raise ExportError(f"{name!r}: {error}; the scales of its input and output are too far apart") from error
-
-
-def _mean_factor(name: str, ratio: float, count: int, arithmetic: Arithmetic) -> FixedPoint:
-    if arithmetic != "tflite":
-        return _fixed(name, ratio / count)
-    _fixed(name, ratio)
-    return FixedPoint(*mean_multiplier(ratio, count))
 
 
 def _stored_grid(name: str, grid: ActivationGrid) -> ActivationGrid:
