@@ -1,0 +1,183 @@
+/* Products of rows of weights with columns of int8 codes, the inner loops of ddq_helium_conv.c.
+ *
+ * Layout of a row: blocks of 16 bytes. Of 4-bit codes a block holds 32: byte j code j in its low half and code 16 + j in
+ * its high half; of 2-bit codes 64: byte j codes j, 16 + j, 32 + j and 48 + j from the lowest bits up. A last block that
+ * has n codes left takes h = ceil(n / codes per byte) bytes: byte j holds codes j, h + j, …, and `spread` moves the
+ * column's codes to match, so that one tail-predicated loop reads exactly the bytes of a row.
+ *
+ * 4- and 2-bit codes are multiplied in the high bits of their byte, which scales sums by 16 and 64 (SCALED): one shift
+ * or mask per vector instead of two shifts. Sums are int32: K * 127 * 128 (8 bits), K * 16 * 7 * 128 (4 bits) and
+ * K * 64 * 128 (2 bits) must stay below 2^31.
+ *
+ * Sums lie in pairs of channels, [ceil(rows / 2)][columns][2]. The loops are assembly because six sums, five pointers
+ * and the loop counter leave one register (r7, which compilers keep) and sums must be in even ones.
+ */
+#ifndef DDQ_HELIUM_PRODUCTS_H
+#define DDQ_HELIUM_PRODUCTS_H
+
+#include "ddq_helium.h"
+
+enum { PIXELS = 3 };
+
+#define SCALED(bits) ((bits) == 8 ? 0 : 8 - (bits))
+
+/* Moves the codes of a column's last block to where the loops read them. */
+static inline void spread(int8_t *column, int k, int bits) {
+    const int per_byte = 8 / bits, n = k % (DDQ_LANES * per_byte), h = (n + per_byte - 1) / per_byte;
+    if (bits == 8 || n == 0)
+        return;
+    column += k - n;
+    for (int field = per_byte - 1; field > 0; field--) {
+#if defined(__ARM_FEATURE_MVE)
+        vst1q_s8(column + field * DDQ_LANES, vld1q_s8(column + field * h));
+#else
+        for (int j = h - 1; j >= 0; j--)
+            column[field * DDQ_LANES + j] = column[field * h + j];
+#endif
+    }
+}
+
+#if defined(__ARM_FEATURE_MVE)
+/* What the assembly reads; it advances `sums` to `end`. */
+typedef struct {
+    const int8_t *column[PIXELS];
+    int step;       /* bytes from a row of weights to the next */
+    int row_bytes;
+    int overshoot;  /* bytes the loop's pointers move past a row */
+    int32_t *sums;
+    const int32_t *end;
+} products_job;
+
+/* r12 job; r1, r3 weights; r5, r9, r11 columns; r0, r4, r8 sums of the first row, r2, r6, r10 of the second. */
+#define STEP3(w, v)                                                                                                    \
+    "vldrb.u8 q4, [r5], #16\n\tvmladava.s8 r0, " w ", q4\n\tvldrb.u8 q5, [r9], #16\n\tvmladava.s8 r2, " v ", q4\n\t"   \
+    "vmladava.s8 r4, " w ", q5\n\tvldrb.u8 q6, [r11], #16\n\tvmladava.s8 r6, " v ", q5\n\t"                            \
+    "vmladava.s8 r8, " w ", q6\n\tvmladava.s8 r10, " v ", q6\n\t"
+#define LOAD3 "vldrb.u8 q0, [r1], #16\n\tvldrb.u8 q1, [r3], #16\n\t"
+#define SHIFT3(n) "vshl.i8 q2, q0, #" #n "\n\tvshl.i8 q3, q1, #" #n "\n\t"
+#define MASK3(a, b) "vand " a ", " a ", q7\n\tvand " b ", " b ", q7\n\t"
+#define ROWS3(mask, body)                                                                                              \
+    "vmov.i8 q7, #" mask "\n"                                                                                          \
+    "3:\n\tldrd r5, r9, [r12]\n\tldrd r11, r3, [r12, #8]\n\tldr lr, [r12, #16]\n\t"                                    \
+    "movs r0, #0\n\tmovs r2, #0\n\tmovs r4, #0\n\tmovs r6, #0\n\tmov r8, #0\n\tmov r10, #0\n\t"                        \
+    "add r3, r1\n\tdlstp.8 lr, lr\n"                                                                                   \
+    "2:\n\t" body "letp lr, 2b\n\t"                                                                                    \
+    "ldrd lr, r5, [r12, #20]\n\tsub r1, r3, lr\n\tstm r5!, {r0, r2, r4, r6, r8, r10}\n\t"                              \
+    "ldr lr, [r12, #28]\n\tstr r5, [r12, #24]\n\tcmp r5, lr\n\tbne 3b"
+
+/* r12 job; r1, r3, r5, r9 weights; r11 column; r0, r2, r4, r6 sums; r8 their place; r10 step. */
+#define STEP1(w, sum) "vmladava.s8 " sum ", " w ", q4\n\t"
+#define COLUMN1 "vldrb.u8 q4, [r11], #16\n\t"
+#define LOAD1                                                                                                          \
+    "vldrb.u8 q0, [r1], #16\n\tvldrb.u8 q1, [r3], #16\n\tvldrb.u8 q2, [r5], #16\n\tvldrb.u8 q3, [r9], #16\n\t"
+#define PLAIN1 COLUMN1 STEP1("q0", "r0") STEP1("q1", "r2") STEP1("q2", "r4") STEP1("q3", "r6")
+#define TOP1(w, to, sum) "vand " to ", " w ", q7\n\t" STEP1(to, sum)
+#define TOPS1 COLUMN1 TOP1("q0", "q5", "r0") TOP1("q1", "q6", "r2") TOP1("q2", "q5", "r4") TOP1("q3", "q6", "r6")
+#define LOW1(n, w, to, sum) "vshl.i8 " to ", " w ", #" n "\n\t" STEP1(to, sum)
+#define LOWS1(n)                                                                                                       \
+    COLUMN1 LOW1(n, "q0", "q5", "r0") LOW1(n, "q1", "q6", "r2") LOW1(n, "q2", "q5", "r4") LOW1(n, "q3", "q6", "r6")
+#define MID1(n, w, to, sum) "vshl.i8 " to ", " w ", #" n "\n\tvand " to ", " to ", q7\n\t" STEP1(to, sum)
+#define MIDS1(n)                                                                                                       \
+    COLUMN1 MID1(n, "q0", "q5", "r0") MID1(n, "q1", "q6", "r2") MID1(n, "q2", "q5", "r4") MID1(n, "q3", "q6", "r6")
+#define ROWS1(mask, body)                                                                                              \
+    "vmov.i8 q7, #" mask "\n\tldr r8, [r12, #24]\n\tldr r10, [r12, #12]\n"                                             \
+    "3:\n\tldr r11, [r12]\n\tldr lr, [r12, #16]\n\t"                                                                   \
+    "movs r0, #0\n\tmovs r2, #0\n\tmovs r4, #0\n\tmovs r6, #0\n\t"                                                     \
+    "add r3, r1, r10\n\tadd r5, r3, r10\n\tadd r9, r5, r10\n\tdlstp.8 lr, lr\n"                                        \
+    "2:\n\t" body "letp lr, 2b\n\t"                                                                                    \
+    "ldrd r3, r5, [r12, #20]\n\tldr lr, [r12, #28]\n\tsub r1, r9, r3\n\tstm r8!, {r0, r2, r4, r6}\n\t"                 \
+    "cmp r8, lr\n\tbne 3b"
+
+#define CLOBBERED                                                                                                      \
+    "r0", "r2", "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r11", "lr", "q0", "q1", "q2", "q3", "q4", "q5", "q6",      \
+        "q7", "cc", "memory"
+
+/* Runs `text` over the rows of a job. */
+#define RUN(text)                                                                                                      \
+    do {                                                                                                               \
+        register products_job *r12 __asm__("r12") = job;                                                               \
+        register const uint8_t *r1 __asm__("r1") = row;                                                                \
+        __asm__ volatile(text : "+r"(r1) : "r"(r12) : CLOBBERED);                                                      \
+    } while (0)
+
+static inline __attribute__((always_inline)) void rows3(const uint8_t *row, products_job *job, const int bits) {
+    if (bits == 8)
+        RUN(ROWS3("0", LOAD3 STEP3("q0", "q1")));
+    else if (bits == 4)
+        RUN(ROWS3("240", LOAD3 SHIFT3(4) STEP3("q2", "q3") MASK3("q0", "q1") STEP3("q0", "q1")));
+    else
+        RUN(ROWS3("192", LOAD3 SHIFT3(6) STEP3("q2", "q3") SHIFT3(4) MASK3("q2", "q3") STEP3("q2", "q3")
+                  SHIFT3(2) MASK3("q2", "q3") STEP3("q2", "q3") MASK3("q0", "q1") STEP3("q0", "q1")));
+}
+
+static inline __attribute__((always_inline)) void rows1(const uint8_t *row, products_job *job, const int bits) {
+    if (bits == 8)
+        RUN(ROWS1("0", LOAD1 PLAIN1));
+    else if (bits == 4)
+        RUN(ROWS1("240", LOAD1 LOWS1("4") TOPS1));
+    else
+        RUN(ROWS1("192", LOAD1 LOWS1("6") MIDS1("4") MIDS1("2") TOPS1));
+}
+
+/* Sums of every row of weights with three columns. */
+static inline __attribute__((always_inline)) void products3(const uint8_t *row, int row_bytes, int rows,
+                                                            const int8_t *columns, int column_bytes, int32_t *sums,
+                                                            const int bits) {
+    const int overshoot = -row_bytes & (DDQ_LANES - 1), pairs = rows / 2;
+    products_job job = {{columns, columns + column_bytes, columns + 2 * column_bytes}, row_bytes, row_bytes, overshoot,
+                        sums, sums + pairs * 2 * PIXELS};
+    if (pairs)
+        rows3(row, &job, bits);
+    if (rows % 2) {
+        job.step = 0;
+        job.end = job.sums + 2 * PIXELS;
+        rows3(row + (rows - 1) * row_bytes, &job, bits);
+    }
+}
+
+/* Sums of every row of weights with one column: four rows at a time; the last four may overlap those before. */
+static inline __attribute__((always_inline)) void products1(const uint8_t *row, int row_bytes, int rows,
+                                                            const int8_t *column, int32_t *sums, const int bits) {
+    const int overshoot = -row_bytes & (DDQ_LANES - 1), fours = rows / 4 * 4;
+    products_job job = {{column, column, column}, row_bytes, row_bytes, overshoot, sums, sums + fours};
+    if (fours)
+        rows1(row, &job, bits);
+    if (rows > 4 && rows != fours) {
+        job.sums = sums + rows - 4;
+        job.end = sums + rows;
+        rows1(row + (rows - 4) * row_bytes, &job, bits);
+    }
+    job.step = 0;
+    for (int c = 0; c < rows && rows < 4; c++) {
+        job.sums = sums + c;
+        job.end = sums + c + 4;
+        rows1(row + c * row_bytes, &job, bits);
+    }
+}
+#else
+static inline int32_t product_of(const uint8_t *row, int row_bytes, const int8_t *column, int bits) {
+    int32_t sum = 0;
+    for (int j = 0; j < row_bytes; j++)
+        for (int field = 0; field < 8 / bits; field++) {
+            const int scaled = (int8_t)(uint8_t)((row[j] >> (field * bits)) << (8 - bits));
+            sum += scaled * column[(j / DDQ_LANES * (8 / bits) + field) * DDQ_LANES + j % DDQ_LANES];
+        }
+    return sum;
+}
+
+static inline void products3(const uint8_t *row, int row_bytes, int rows, const int8_t *columns, int column_bytes,
+                             int32_t *sums, int bits) {
+    for (int c = 0; c < rows; c++)
+        for (int i = 0; i < PIXELS; i++)
+            sums[(c / 2 * PIXELS + i) * 2 + c % 2] =
+                product_of(row + c * row_bytes, row_bytes, columns + i * column_bytes, bits);
+}
+
+static inline void products1(const uint8_t *row, int row_bytes, int rows, const int8_t *column, int32_t *sums,
+                             int bits) {
+    for (int c = 0; c < rows; c++)
+        sums[c] = product_of(row + c * row_bytes, row_bytes, column, bits);
+}
+#endif
+
+#endif
