@@ -7,13 +7,25 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ddq_search.cost import FLASH, LATENCY, PEAK_RAM
+from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM
 from ddq_search.errors import ConfigError
 
-UNITS = {LATENCY: ("ms", 1e-3), FLASH: ("KiB", 1024.0), PEAK_RAM: ("KiB", 1024.0)}
-"""Unit in which people write and read a cost, and its size in SI units (bytes)."""
+UNITS = {
+    LATENCY: ("ms", 1e-3),
+    FLASH: ("KiB", 1024.0),
+    PEAK_RAM: ("KiB", 1024.0),
+    BIT_OPERATIONS: ("Gbop", 1e9),
+    ENERGY: ("uJ", 1e-6),
+}
+"""Unit in which people write and read a cost, and its size in SI units (bytes, operations)."""
 
-LABELS = {LATENCY: "latency", FLASH: "flash", PEAK_RAM: "peak RAM"}
+LABELS = {
+    LATENCY: "latency",
+    FLASH: "flash",
+    PEAK_RAM: "peak RAM",
+    BIT_OPERATIONS: "bit operations",
+    ENERGY: "energy proxy",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class Wish:
 
 
 def parse(cost: str, text: str | float) -> Wish:
-    """Reads ``80%`` (of uniform 8 bit) or a number in ms or KiB, unit optional.
+    """Reads ``80%`` (of uniform 8 bit) or a number in the cost's unit, which may be written after it.
 
     Raises:
         ConfigError: not a positive number.

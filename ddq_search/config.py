@@ -13,7 +13,7 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ddq_search.budget import Wish, parse
-from ddq_search.cost import FLASH, LATENCY, PEAK_RAM
+from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM
 from ddq_search.errors import ConfigError
 from ddq_search.precision import FLOAT_BITS, MAX_BITS
 
@@ -49,15 +49,20 @@ class DeviceConfig(_Section):
 
 
 class BudgetConfig(_Section):
-    """Budgets: ``"80%"`` of uniform 8 bit, or numbers in ms and KiB. Absent means no budget."""
+    """Budgets: ``"80%"`` of uniform 8 bit, or numbers in ms, KiB, Gbop and uJ. Absent means no budget."""
 
     latency: Amount | None = None
     flash: Amount | None = None
     peak_ram: Amount | None = None
+    bit_operations: Amount | None = None
+    energy: Amount | None = None
 
     def wishes(self) -> list[Wish]:
         """Returns the budgets that are set."""
-        given = {LATENCY: self.latency, FLASH: self.flash, PEAK_RAM: self.peak_ram}
+        given = {
+            LATENCY: self.latency, FLASH: self.flash, PEAK_RAM: self.peak_ram,
+            BIT_OPERATIONS: self.bit_operations, ENERGY: self.energy,
+        }  # fmt: skip
         return [parse(cost, text) for cost, text in given.items() if text is not None]
 
 

@@ -23,7 +23,8 @@ from ddq_search.graph import ModelGraph
 from ddq_search.space import Legality, SearchSpace
 
 LATENCY, FLASH, PEAK_RAM = "latency_s", "flash_bytes", "peak_ram_bytes"
-COSTS = (LATENCY, FLASH, PEAK_RAM)
+BIT_OPERATIONS, ENERGY = "bit_operations", "energy_j"
+COSTS = (LATENCY, FLASH, PEAK_RAM, BIT_OPERATIONS, ENERGY)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ tensors, one constant ``call`` factor per operation (zero for aliases, never lef
 Flash is exactly what the serializer writes: packed weights once per weight tensor, bias, multiplier and shift per
 channel for every *use* of it, a table per activation function. Everything else is zero and has no factor.
 
+Bit operations and the energy proxy come from `hardware_models.device_free`.
+
 Peak RAM: per schedule step, the bytes of every live tensor and of the step's scratch, see `hardware_models.memory`.
 """
 
@@ -25,6 +27,7 @@ from ddq_search.graph import ALIASES, WEIGHTED, ModelGraph, Operation, inputs_of
 from ddq_search.layer_shape import layer_class, layer_shape
 from ddq_search.packing import CHANNEL_BYTES, TABLE_BYTES, layer_bytes
 from ddq_search.space import SearchSpace
+from hardware_models import device_free
 from hardware_models.layers import check_kind
 from hardware_models.memory import ArenaPlan, buffers, plan_arena, tensor_bytes
 from hardware_models.pricing import Pricer
@@ -110,7 +113,8 @@ class ArmCostModel:
                 result.append(self._element(op, graph, space, candidates))
             if op.kind == "activation":
                 result.append(Factor(FLASH, op.name, "table", (), np.array(float(TABLE_BYTES))))
-        return result + list(self._ram(graph, space, candidates, scratch))
+        result += self._ram(graph, space, candidates, scratch)
+        return result + list(device_free.factors(graph, space))
 
     def arena_bytes(self, graph: ModelGraph, space: SearchSpace, choices: Mapping[str, int]) -> int:
         """Returns the bytes of the arena that the planner lays out for a policy (variable name → bitwidth)."""

@@ -31,7 +31,10 @@ def test_parse(cost, text, wish):
     "text", ["", "x", "-1", "0", "0%", "80%%", "5 s", "nan", "inf", "1e999", "1e999%", "1e-999", "1 2", "%"]
 )
 def test_nonsense_is_refused_by_name(cost, text):
-    with pytest.raises(ConfigError, match=r"budget for (latency|flash|peak RAM): .* is neither a positive number"):
+    with pytest.raises(
+        ConfigError,
+        match=r"budget for (latency|flash|peak RAM|bit operations|energy proxy): .* is neither a positive number",
+    ):
         parse(cost, text)
 
 

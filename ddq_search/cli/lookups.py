@@ -27,11 +27,14 @@ def inspect(
     from ddq_search.cli.tables import layer_table
     from ddq_search.graph import to_json, write_graphml
     from ddq_search.record import write_atomically
+    from hardware_models import device_free
 
     config = read_config(None, flags, pins, settings)
     problem = assembly.assemble(config) if shape is None else assembly.assemble_shape(config, *shape)
     console.print(layer_table(problem))
     totals = ", ".join(f"{LABELS[cost]} {show(cost, value)}" for cost, value in problem.pricing.reference.items())
+    counts = device_free.totals(problem.graph)
+    tell(f"{counts[device_free.MACS]:,} multiply-accumulates, {counts[device_free.PARAMETERS]:,} weights")
     tell(f"uniform 8 bit: {totals}")
     tell(f"latency is {problem.device.calibration}")
     for pattern in problem.space.unused_rules:
