@@ -174,6 +174,19 @@ def test_tables():
     assert [round_half_away(v) for v in (0.5, -0.5, 1.4999999999999998, -7.0)] == [1, -1, 1, -7]
 
 
+def test_hard_swish_of_tflite_is_at_most_one_code_from_the_function_and_falls_back_where_it_has_no_kernel():
+    source, output = ActivationGrid(0.05, 120, 8), ActivationGrid(0.03, 15, 8)
+    fixed, real = (activation_table("hardswish", source, output, a).astype(int) for a in ("tflite", "single"))
+    assert 0 < np.abs(fixed - real).max() <= 1
+    assert fixed[120] == 15  # zero stays zero
+    narrow = activation_table("hardswish", ActivationGrid(0.5, 6, 4), ActivationGrid(0.5, 1, 4), "tflite")
+    assert narrow[:16].tolist() == [1, 1, 0, 0, 0, 1, 1, 2, 2, 3, 4, 6, 7, 8, 9, 10]
+    fine = ActivationGrid(source.scale / 200, 0, 8)
+    np.testing.assert_array_equal(
+        activation_table("hardswish", source, fine, "tflite"), activation_table("hardswish", source, fine)
+    )
+
+
 def test_accumulator_bounds_hold_on_real_codes_and_check_enforces_int32():
     network, _ = random_network("Residual", 0)
     program = lower(network, "single")

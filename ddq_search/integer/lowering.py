@@ -239,6 +239,8 @@ def _mean_factor(name: str, ratio: float, count: int, arithmetic: Arithmetic) ->
     if arithmetic == "single":
         return _fixed(name, ratio / count)
     factor = _fixed(name, ratio)
+    if factor.multiplier == 0:
+        return factor
     raised = min(count.bit_length() - 1, 31 + factor.shift)
     return FixedPoint((factor.multiplier << raised) // count, factor.shift - raised)
 
