@@ -38,7 +38,8 @@ class Kernel:
         activation_bits: storage widths of inputs it reads.
         offset: what it subtracts from activation codes itself; the exporter folds the rest into the bias. None: it
             subtracts the zero point.
-        codebook: whether it looks weights up in ``layer->codebook``.
+        codebook: whether it looks weights up in ``layer->codebook``; it then executes no other layer.
+        points: whether it adds ``layer->points`` of multipoint weights; it then executes no other layer.
         bound: the accumulators' bound, in words: which type sums what, and why it cannot overflow.
         layout: how codes become bytes.
         scratch_bytes: ``(shape, weight_bits, input_bits)`` → bytes of scratch.
@@ -56,4 +57,5 @@ class Kernel:
     layout: Layout
     scratch_bytes: Callable[[LayerShape, int, int], int]
     codebook: bool = False
+    points: bool = False
     executes: Callable[[LayerShape], bool] = lambda shape: True

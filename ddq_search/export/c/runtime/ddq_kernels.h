@@ -19,6 +19,13 @@
 
 enum { DDQ_SINGLE = 0, DDQ_DOUBLE = 1 };
 
+/* A further point of multipoint weights: adds ratio[channel] * codes to the layer's own codes. */
+typedef struct {
+    const uint8_t *weights; /* packed as the layer's own */
+    const int16_t *ratio;   /* [out_c] */
+    uint8_t w_bits;
+} ddq_point;
+
 typedef struct {
     const uint8_t *weights;    /* packed codes in the kernel's layout */
     const int32_t *bias;       /* [out_c] */
@@ -32,6 +39,8 @@ typedef struct {
     uint8_t w_bits, in_bits, out_bits; /* storage widths: 2, 4 or 8 */
     uint8_t in_zero, out_zero, low, high;
     uint8_t rounding; /* DDQ_SINGLE or DDQ_DOUBLE */
+    uint8_t point_count;
+    const ddq_point *points; /* [point_count], NULL for weights of one point */
 } ddq_layer;
 
 /* Reads x, writes y; `scratch` holds what the kernel's description in Python says it needs, 16-byte aligned. */
@@ -71,7 +80,20 @@ static inline int32_t ddq_requantize(int32_t acc, int32_t multiplier, int shift,
                                   : ddq_requantize_single(acc, multiplier, shift);
 }
 
-/* One output code of channel c from its accumulator, bias already added. */
+/* As ddq_requantize where the result may leave int32: multipliers far above 1. */
+static inline int64_t ddq_requantize_exact(int32_t acc, int32_t multiplier, int shift, int rounding) {
+    const int right = 31 - shift;
+    if (rounding == DDQ_DOUBLE)
+        return ddq_requantize_double(acc, multiplier, shift);
+    return ddq_asr64((int64_t)acc * multiplier + ((int64_t)1 << (right - 1)), right);
+}
+
+static inline uint8_t ddq_clamped(int64_t code, uint8_t low, uint8_t high) {
+    return (uint8_t)(code < low ? low : code > high ? high : code);
+}
+
+/* One output code of channel c from its accumulator, bias already added. The exporter gives only layers to a kernel
+ * that calls this whose requantized accumulators stay below 2^30. */
 static inline uint8_t ddq_code(const ddq_layer *layer, int32_t acc, int c) {
     const int32_t code =
         ddq_requantize(acc, layer->multiplier[c], layer->shift[c], layer->rounding) + layer->out_zero;
