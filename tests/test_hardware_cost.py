@@ -128,9 +128,9 @@ def latency(device: str, op: Operation, weight_bits: int, act_bits: int) -> floa
 
 def test_m7_convolution_by_hand() -> None:
     op = conv("c", (16, 32, 32), 16, 3)
-    instructions = 1.713 * 2359296 + 35.63 * 16384 + 1.912 * 144 * 1024 + 622.5 * 1024
+    instructions = 1.623 * 2359296 + 46.25 * 16384 + 2.571 * 144 * 1024 + 181.6 * 3 * 1024
     assert latency(M7, op, 8, 8) == pytest.approx(instructions * 1.052 / 400e6, rel=1e-12)
-    instructions = 3.076 * 131072 + 34.26 * 8192 + 124.8 * 256 + 62870
+    instructions = 3.065 * 131072 + 42.93 * 8192 + 1.512 * 512 * 16
     assert latency(M7, conv("p", (16, 32, 32), 32, 1, 2), 4, 8) == pytest.approx(
         instructions * 1.052 / 400e6, rel=1e-12
     )

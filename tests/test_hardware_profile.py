@@ -66,7 +66,7 @@ def test_a_users_file_has_the_same_standing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        (M7, "[memory]", "colour = 1\n[memory]", r"calibration\.colour: Extra inputs"),
+        (M7, "[calibration]\n", "[calibration]\ncolour = 1\n", r"calibration\.colour: Extra inputs"),
         (M7, "alignment_bytes = 8\n", "", r"memory\.alignment_bytes: Field required"),
         (M7, "value = 1.052", "value = 0", r"cycles_per_unit\.value: .*greater than 0"),
         (M7, "value = 1.052", "value = nan", r"cycles_per_unit\.value"),
@@ -74,7 +74,7 @@ def test_a_users_file_has_the_same_standing(tmp_path: Path) -> None:
         (M7, "[operations.mul]", "[operations.softmax]", r"missing \['mul'\], unknown \['softmax'\]"),
         (M7, "conv = [4, 8]", "conv = [2, 4, 8]", "none executes conv layers .*2-bit weights"),
         (M7, "activations = [8]", "activations = [4, 8]", "4-bit activations, which are legal"),
-        (M7, "terms = { macs =", "terms = { mac =", r"kernels\.0\.terms: .*unknown terms \['mac'\]"),
+        (M7, "terms = { macs =", "terms = { mac =", r"kernels\.1\.terms: .*unknown terms \['mac'\]"),
         (M7, 'runtime_key = "cmsis-nn"', 'runtime_key = "ddq-c"', "kernel_family goes with"),
         (M7, "depthwise = [4, 8]\n", "", r"legal: .*weights lacks depthwise"),
         (A53, 'status = "uncalibrated"', 'status = "calibrated"', "held-out error"),
