@@ -9,66 +9,66 @@
  */
 #include "ddq_helium_products.h"
 
+/* What all tiles of a layer have in common. */
 typedef struct {
-    int h, w; /* of the window's first tap, in the input */
-} place;
+    int bits;   /* of weights */
+    int k;      /* weights per row */
+    int depth;  /* input channels of a group */
+    int rows;   /* output channels of a group */
+    int column_bytes;
+    int8_t *columns;
+    int32_t *sums;
+    product_rows *rows3, *rows1;
+    products_job job;
+} tiling;
 
-/* One row of taps of a window: taps beside the image hold in_zero. Returns where the next row goes. */
-static int8_t *gather_row(const ddq_layer *l, const uint8_t *x, int h, int left, int channel, int depth, int8_t *to) {
-    const uint32_t row = (uint32_t)h * l->in_w;
-    if (depth != l->in_c || l->dilation_w != 1) {
-        for (int kx = 0, w = left; kx < l->kernel_w; kx++, w += l->dilation_w, to += depth)
-            if (w < 0 || w >= l->in_w)
-                ddq_fill_signed(to, l->in_zero, depth);
-            else
-                ddq_copy_signed(to, x, (row + (uint32_t)w) * l->in_c + (uint32_t)channel, depth, l->in_bits);
-        return to;
-    }
-    const int right = left + l->kernel_w;
-    const int begin = left > 0 ? left : 0, end = right < l->in_w ? right : l->in_w;
-    const int inside = end > begin ? end - begin : 0, before = inside ? begin - left : l->kernel_w;
-    if (inside < l->kernel_w) {
-        ddq_fill_signed(to, l->in_zero, before * depth);
-        ddq_fill_signed(to + (before + inside) * depth, l->in_zero, (l->kernel_w - before - inside) * depth);
-    }
-    if (inside)
-        ddq_copy_signed(to + before * depth, x, (row + (uint32_t)begin) * l->in_c, inside * depth, l->in_bits);
-    return to + l->kernel_w * depth;
+/* One row of taps of a window that leaves the image, or whose taps are not neighbours in memory. */
+static int8_t *gather_row(const ddq_layer *l, const uint8_t *x, int h, int w, int channel, int depth, int8_t *to) {
+    for (int kx = 0; kx < l->kernel_w; kx++, w += l->dilation_w, to += depth)
+        if (h < 0 || h >= l->in_h || w < 0 || w >= l->in_w)
+            ddq_fill_signed(to, l->in_zero, depth);
+        else
+            ddq_copy_signed(to, x, ((uint32_t)h * l->in_w + (uint32_t)w) * l->in_c + (uint32_t)channel, depth,
+                            l->in_bits);
+    return to;
 }
 
-static inline void gather(const ddq_layer *l, const uint8_t *x, place at, int group, int8_t *column) {
-    const int depth = l->in_c / l->groups;
-    for (int ky = 0, h = at.h; ky < l->kernel_h; ky++, h += l->dilation_h) {
-        if (h < 0 || h >= l->in_h) {
-            ddq_fill_signed(column, l->in_zero, l->kernel_w * depth);
-            column += l->kernel_w * depth;
-        } else {
-            column = gather_row(l, x, h, at.w, group * depth, depth, column);
-        }
+/* The window at (h, w) of a group's channels; positions beside the image hold in_zero. */
+static __attribute__((noinline)) void gather(const ddq_layer *l, const uint8_t *x, int h, int w, int channel,
+                                             int depth, int8_t *column) {
+    const int inside = h >= 0 && w >= 0 && h + (l->kernel_h - 1) * l->dilation_h < l->in_h && w + l->kernel_w <= l->in_w;
+    if (!inside || depth != l->in_c || l->dilation_w != 1) {
+        for (int ky = 0; ky < l->kernel_h; ky++, h += l->dilation_h)
+            column = gather_row(l, x, h, w, channel, depth, column);
+        return;
     }
+    const int run = l->kernel_w * depth;
+    uint32_t first = ((uint32_t)h * l->in_w + (uint32_t)w) * l->in_c;
+    const uint32_t down = (uint32_t)l->dilation_h * l->in_w * l->in_c;
+    for (int ky = 0; ky < l->kernel_h; ky++, first += down, column += run)
+        ddq_copy_signed(column, x, first, run, l->in_bits);
 }
 
-/* Requantizes the sums of `pixels` columns into rows of codes `stride` bytes apart; channel `first` is the first. */
-static inline __attribute__((always_inline)) void requantize_tile(const ddq_layer *l, const int32_t *sums, int first,
-                                                                  int rows, int pixels, int scaled, int rounding,
+/* Requantizes the sums of `pixels` columns into rows of codes `stride` bytes apart; `first` is the first channel. */
+static inline __attribute__((always_inline)) void requantize_tile(const ddq_layer *l, const tiling *t, int first,
+                                                                  const int pixels, const int rounding,
                                                                   uint8_t *codes, int stride) {
+    const int scaled = t->bits == 8 ? 0 : 8 - t->bits;
+    const int32_t *sums = t->sums;
 #if defined(__ARM_FEATURE_MVE)
     const uint64x2_t pairs = vreinterpretq_u64_u32(vsetq_lane_u32((uint32_t)pixels * 8, vdupq_n_u32(0), 2));
     const int32x4_t low = vdupq_n_s32(l->low), high = vdupq_n_s32(l->high);
     const int32_t *bias = l->bias + first, *multiplier = l->multiplier + first;
     const int8_t *shift = l->shift + first;
-    for (int left_over = rows; left_over > 0; left_over -= 4) {
+    for (int left_over = t->rows; left_over > 0; left_over -= 4) {
         const mve_pred16_t lanes = vctp32q((uint32_t)left_over);
         const int32x4_t b = vldrwq_z_s32(bias, lanes), m = vldrwq_z_s32(multiplier, lanes);
         const int32x4_t n = vldrbq_z_s32(shift, lanes);
         const int32x4_t left = ddq_left_shift(n, rounding), right = vsubq_s32(n, left);
         uint8_t *to = codes;
-        for (int i = 0; i < pixels; i++, to += stride) {
+        for (int i = 0; i < pixels; i++, to += stride, sums += 2) {
             int32x4_t acc = vreinterpretq_s32_s64(vldrdq_gather_offset_s64((const int64_t *)(const void *)sums, pairs));
-            sums += 2;
-            if (scaled)
-                acc = vshlq_r_s32(acc, -scaled);
-            acc = ddq_requantize4(vaddq_s32(acc, b), m, left, right, rounding);
+            acc = ddq_requantize4(vaddq_s32(vshlq_r_s32(acc, -scaled), b), m, left, right, rounding);
             acc = vminq_s32(vmaxq_s32(vaddq_n_s32(acc, l->out_zero), low), high);
             vstrbq_p_s32((int8_t *)to, acc, lanes);
         }
@@ -77,7 +77,7 @@ static inline __attribute__((always_inline)) void requantize_tile(const ddq_laye
     }
 #else
     (void)rounding;
-    for (int c = 0; c < rows; c++)
+    for (int c = 0; c < t->rows; c++)
         for (int i = 0; i < pixels; i++) {
             const int32_t sum = sums[(c / 2 * pixels + i) * 2 + c % 2] / (1 << scaled);
             codes[i * stride + c] = ddq_code(l, sum + l->bias[first + c], first + c);
@@ -85,58 +85,108 @@ static inline __attribute__((always_inline)) void requantize_tile(const ddq_laye
 #endif
 }
 
-static inline __attribute__((always_inline)) void convolve(const ddq_layer *l, const uint8_t *x, uint8_t *y,
-                                                           uint8_t *scratch, const int bits) {
-    const int rows = l->out_c / l->groups, count = l->out_h * l->out_w;
-    const int k = l->kernel_h * l->kernel_w * (l->in_c / l->groups);
-    const int row_bytes = (k * bits + 7) / 8, column_bytes = (row_bytes + 15) / 16 * (16 * 8 / bits);
-    int8_t *columns = (int8_t *)scratch;
-    int32_t *sums = (int32_t *)(void *)(scratch + PIXELS * column_bytes);
-    uint8_t *packed_later = (uint8_t *)(sums + PIXELS * ((rows + 3) & ~3));
-    place at = {-l->pad_top, -l->pad_left};
-    for (int p = 0, ox = 0; p < count;) {
-        const int pixels = count - p >= PIXELS ? PIXELS : 1;
-        place windows[PIXELS];
-        for (int i = 0; i < pixels; i++) {
-            windows[i] = at;
-            at.w += l->stride_w;
-            if (++ox == l->out_w)
-                ox = 0, at.h += l->stride_h, at.w = -l->pad_left;
-        }
-        for (int group = 0; group < l->groups; group++) {
-            const int first = group * rows;
+static __attribute__((noinline)) void requantize3(const ddq_layer *l, const tiling *t, int first, uint8_t *codes,
+                                                  int stride) {
+    if (l->rounding == DDQ_DOUBLE)
+        requantize_tile(l, t, first, PIXELS, DDQ_DOUBLE, codes, stride);
+    else
+        requantize_tile(l, t, first, PIXELS, DDQ_SINGLE, codes, stride);
+}
+
+static __attribute__((noinline)) void requantize1(const ddq_layer *l, const tiling *t, int first, uint8_t *codes) {
+    if (l->rounding == DDQ_DOUBLE)
+        requantize_tile(l, t, first, 1, DDQ_DOUBLE, codes, 0);
+    else
+        requantize_tile(l, t, first, 1, DDQ_SINGLE, codes, 0);
+}
+
+/* Outputs of one group at `pixels` positions from p on, whose columns are ready. */
+static void finish_tile(const ddq_layer *l, tiling *t, int p, int pixels, int first, uint8_t *y) {
+    const uint8_t *row = l->weights + (uint32_t)first * (uint32_t)t->job.row_bytes;
+    const uint32_t index = (uint32_t)p * l->out_c + (uint32_t)first;
+    uint8_t *later = (uint8_t *)(t->sums + PIXELS * ((t->rows + 3) & ~3));
+    uint8_t *codes = l->out_bits == 8 ? y + index : later;
+    if (pixels == PIXELS) {
+        products3(t->rows3, &t->job, row, t->rows, t->sums);
+        requantize3(l, t, first, codes, l->out_bits == 8 ? l->out_c : t->rows);
+    } else {
+        products1(t->rows1, &t->job, row, t->rows, t->sums);
+        requantize1(l, t, first, codes);
+    }
+    if (l->out_bits == 8)
+        return;
+    if (t->rows == l->out_c)
+        ddq_pack(y, index, later, pixels * t->rows, l->out_bits);
+    else
+        for (int i = 0; i < pixels; i++)
+            ddq_pack(y, index + (uint32_t)(i * l->out_c), later + i * t->rows, t->rows, l->out_bits);
+}
+
+/* Windows of one position that follow each other in memory: nothing to look up. */
+static void multiply(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t) {
+    const int count = l->out_h * l->out_w;
+    for (int p = 0, pixels; p < count; p += pixels) {
+        pixels = count - p >= PIXELS ? PIXELS : 1;
+        if (t->column_bytes == t->k) {
+            ddq_copy_signed(t->columns, x, (uint32_t)p * l->in_c, pixels * t->k, l->in_bits);
+        } else {
             for (int i = 0; i < pixels; i++) {
-                gather(l, x, windows[i], group, columns + i * column_bytes);
-                spread(columns + i * column_bytes, k, bits);
+                int8_t *column = t->columns + i * t->column_bytes;
+                ddq_copy_signed(column, x, (uint32_t)(p + i) * l->in_c, t->k, l->in_bits);
+                spread(column, t->k, t->bits);
             }
-            const uint8_t *row = l->weights + (uint32_t)first * (uint32_t)row_bytes;
-            if (pixels == PIXELS)
-                products3(row, row_bytes, rows, columns, column_bytes, sums, bits);
-            else
-                products1(row, row_bytes, rows, columns, sums, bits);
-            const uint32_t index = (uint32_t)p * l->out_c + (uint32_t)first;
-            uint8_t *codes = l->out_bits == 8 ? y + index : packed_later;
-            const int stride = l->out_bits == 8 ? l->out_c : rows, scaled = SCALED(bits);
-            if (l->rounding == DDQ_DOUBLE)
-                requantize_tile(l, sums, first, rows, pixels, scaled, DDQ_DOUBLE, codes, stride);
-            else
-                requantize_tile(l, sums, first, rows, pixels, scaled, DDQ_SINGLE, codes, stride);
-            if (l->out_bits < 8)
-                for (int i = 0; i < pixels; i++)
-                    ddq_pack(y, index + (uint32_t)(i * l->out_c), codes + i * rows, rows, l->out_bits);
         }
-        p += pixels;
+        finish_tile(l, t, p, pixels, 0, y);
     }
 }
 
+static void convolve(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t) {
+    const int count = l->out_h * l->out_w;
+    for (int p = 0, ox = 0, h = -l->pad_top, w = -l->pad_left, pixels; p < count; p += pixels) {
+        int at[PIXELS][2];
+        pixels = count - p >= PIXELS ? PIXELS : 1;
+        for (int i = 0; i < pixels; i++) {
+            at[i][0] = h, at[i][1] = w;
+            w += l->stride_w;
+            if (++ox == l->out_w)
+                ox = 0, h += l->stride_h, w = -l->pad_left;
+        }
+        for (int group = 0; group < l->groups; group++) {
+            for (int i = 0; i < pixels; i++) {
+                int8_t *column = t->columns + i * t->column_bytes;
+                gather(l, x, at[i][0], at[i][1], group * t->depth, t->depth, column);
+                spread(column, t->k, t->bits);
+            }
+            finish_tile(l, t, p, pixels, group * t->rows, y);
+        }
+    }
+}
+
+static void run(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scratch, int bits, product_rows *rows3,
+                product_rows *rows1) {
+    const int depth = l->in_c / l->groups, rows = l->out_c / l->groups, k = l->kernel_h * l->kernel_w * depth;
+    const int step = DDQ_LANES * 8 / bits, padded = (k + step - 1) / step * step, row_bytes = (k * bits + 7) / 8;
+    const int dense = l->kernel_h * l->kernel_w * l->stride_h * l->stride_w * l->groups == 1 && l->in_w == l->out_w
+                      && l->in_h == l->out_h;
+    const int column_bytes = bits == 8 ? k : padded;
+    int8_t *columns = (int8_t *)scratch;
+    tiling t = {bits, k, depth, rows, column_bytes, columns, (int32_t *)(void *)(scratch + PIXELS * padded), rows3,
+                rows1, {{columns, columns + column_bytes, columns + 2 * column_bytes}, row_bytes, row_bytes,
+                        -row_bytes & (DDQ_LANES - 1), 0, 0}};
+    if (dense)
+        multiply(l, x, y, &t);
+    else
+        convolve(l, x, y, &t);
+}
+
 void ddq_helium_conv_w8(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
-    convolve(layer, x, y, scratch, 8);
+    run(layer, x, y, scratch, 8, rows3_w8, rows1_w8);
 }
 
 void ddq_helium_conv_w4(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
-    convolve(layer, x, y, scratch, 4);
+    run(layer, x, y, scratch, 4, rows3_w4, rows1_w4);
 }
 
 void ddq_helium_conv_w2(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
-    convolve(layer, x, y, scratch, 2);
+    run(layer, x, y, scratch, 2, rows3_w2, rows1_w2);
 }

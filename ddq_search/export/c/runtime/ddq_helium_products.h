@@ -37,17 +37,19 @@ static inline void spread(int8_t *column, int k, int bits) {
     }
 }
 
-#if defined(__ARM_FEATURE_MVE)
-/* What the assembly reads; it advances `sums` to `end`. */
+/* Rows of weights times columns until `sums` reaches `end`; the assembly knows the offsets of the fields. */
 typedef struct {
     const int8_t *column[PIXELS];
-    int step;       /* bytes from a row of weights to the next */
+    int step; /* bytes from a row of weights to the next; 0 repeats a row */
     int row_bytes;
-    int overshoot;  /* bytes the loop's pointers move past a row */
+    int overshoot; /* bytes that pointers of whole vectors move past a row */
     int32_t *sums;
     const int32_t *end;
 } products_job;
 
+typedef void product_rows(const uint8_t *row, products_job *job);
+
+#if defined(__ARM_FEATURE_MVE)
 /* r12 job; r1, r3 weights; r5, r9, r11 columns; r0, r4, r8 sums of the first row, r2, r6, r10 of the second. */
 #define STEP3(w, v)                                                                                                    \
     "vldrb.u8 q4, [r5], #16\n\tvmladava.s8 r0, " w ", q4\n\tvldrb.u8 q5, [r9], #16\n\tvmladava.s8 r2, " v ", q4\n\t"   \
@@ -92,70 +94,24 @@ typedef struct {
     "r0", "r2", "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r11", "lr", "q0", "q1", "q2", "q3", "q4", "q5", "q6",      \
         "q7", "cc", "memory"
 
-/* Runs `text` over the rows of a job. */
-#define RUN(text)                                                                                                      \
-    do {                                                                                                               \
+/* A function that runs `text` over the rows of a job. */
+#define PRODUCT_ROWS(name, text)                                                                                       \
+    static __attribute__((noinline)) void name(const uint8_t *row, products_job *job) {                                \
         register products_job *r12 __asm__("r12") = job;                                                               \
         register const uint8_t *r1 __asm__("r1") = row;                                                                \
         __asm__ volatile(text : "+r"(r1) : "r"(r12) : CLOBBERED);                                                      \
-    } while (0)
-
-static inline __attribute__((always_inline)) void rows3(const uint8_t *row, products_job *job, const int bits) {
-    if (bits == 8)
-        RUN(ROWS3("0", LOAD3 STEP3("q0", "q1")));
-    else if (bits == 4)
-        RUN(ROWS3("240", LOAD3 SHIFT3(4) STEP3("q2", "q3") MASK3("q0", "q1") STEP3("q0", "q1")));
-    else
-        RUN(ROWS3("192", LOAD3 SHIFT3(6) STEP3("q2", "q3") SHIFT3(4) MASK3("q2", "q3") STEP3("q2", "q3")
-                  SHIFT3(2) MASK3("q2", "q3") STEP3("q2", "q3") MASK3("q0", "q1") STEP3("q0", "q1")));
-}
-
-static inline __attribute__((always_inline)) void rows1(const uint8_t *row, products_job *job, const int bits) {
-    if (bits == 8)
-        RUN(ROWS1("0", LOAD1 PLAIN1));
-    else if (bits == 4)
-        RUN(ROWS1("240", LOAD1 LOWS1("4") TOPS1));
-    else
-        RUN(ROWS1("192", LOAD1 LOWS1("6") MIDS1("4") MIDS1("2") TOPS1));
-}
-
-/* Sums of every row of weights with three columns. */
-static inline __attribute__((always_inline)) void products3(const uint8_t *row, int row_bytes, int rows,
-                                                            const int8_t *columns, int column_bytes, int32_t *sums,
-                                                            const int bits) {
-    const int overshoot = -row_bytes & (DDQ_LANES - 1), pairs = rows / 2;
-    products_job job = {{columns, columns + column_bytes, columns + 2 * column_bytes}, row_bytes, row_bytes, overshoot,
-                        sums, sums + pairs * 2 * PIXELS};
-    if (pairs)
-        rows3(row, &job, bits);
-    if (rows % 2) {
-        job.step = 0;
-        job.end = job.sums + 2 * PIXELS;
-        rows3(row + (rows - 1) * row_bytes, &job, bits);
     }
-}
 
-/* Sums of every row of weights with one column: four rows at a time; the last four may overlap those before. */
-static inline __attribute__((always_inline)) void products1(const uint8_t *row, int row_bytes, int rows,
-                                                            const int8_t *column, int32_t *sums, const int bits) {
-    const int overshoot = -row_bytes & (DDQ_LANES - 1), fours = rows / 4 * 4;
-    products_job job = {{column, column, column}, row_bytes, row_bytes, overshoot, sums, sums + fours};
-    if (fours)
-        rows1(row, &job, bits);
-    if (rows > 4 && rows != fours) {
-        job.sums = sums + rows - 4;
-        job.end = sums + rows;
-        rows1(row + (rows - 4) * row_bytes, &job, bits);
-    }
-    job.step = 0;
-    for (int c = 0; c < rows && rows < 4; c++) {
-        job.sums = sums + c;
-        job.end = sums + c + 4;
-        rows1(row + c * row_bytes, &job, bits);
-    }
-}
+PRODUCT_ROWS(rows3_w8, ROWS3("0", LOAD3 STEP3("q0", "q1")))
+PRODUCT_ROWS(rows3_w4, ROWS3("240", LOAD3 SHIFT3(4) STEP3("q2", "q3") MASK3("q0", "q1") STEP3("q0", "q1")))
+PRODUCT_ROWS(rows3_w2,
+             ROWS3("192", LOAD3 SHIFT3(6) STEP3("q2", "q3") SHIFT3(4) MASK3("q2", "q3") STEP3("q2", "q3")
+                   SHIFT3(2) MASK3("q2", "q3") STEP3("q2", "q3") MASK3("q0", "q1") STEP3("q0", "q1")))
+PRODUCT_ROWS(rows1_w8, ROWS1("0", LOAD1 PLAIN1))
+PRODUCT_ROWS(rows1_w4, ROWS1("240", LOAD1 LOWS1("4") TOPS1))
+PRODUCT_ROWS(rows1_w2, ROWS1("192", LOAD1 LOWS1("6") MIDS1("4") MIDS1("2") TOPS1))
 #else
-static inline int32_t product_of(const uint8_t *row, int row_bytes, const int8_t *column, int bits) {
+static int32_t product(const uint8_t *row, int row_bytes, const int8_t *column, int bits) {
     int32_t sum = 0;
     for (int j = 0; j < row_bytes; j++)
         for (int field = 0; field < 8 / bits; field++) {
@@ -165,19 +121,55 @@ static inline int32_t product_of(const uint8_t *row, int row_bytes, const int8_t
     return sum;
 }
 
-static inline void products3(const uint8_t *row, int row_bytes, int rows, const int8_t *columns, int column_bytes,
-                             int32_t *sums, int bits) {
-    for (int c = 0; c < rows; c++)
-        for (int i = 0; i < PIXELS; i++)
-            sums[(c / 2 * PIXELS + i) * 2 + c % 2] =
-                product_of(row + c * row_bytes, row_bytes, columns + i * column_bytes, bits);
+static void rows3(const uint8_t *row, products_job *job, int bits) {
+    for (; job->sums != job->end; job->sums += 2 * PIXELS, row += 2 * job->row_bytes)
+        for (int i = 0; i < 2 * PIXELS; i++)
+            job->sums[i] = product(row + i % 2 * job->step, job->row_bytes, job->column[i / 2], bits);
 }
 
-static inline void products1(const uint8_t *row, int row_bytes, int rows, const int8_t *column, int32_t *sums,
-                             int bits) {
-    for (int c = 0; c < rows; c++)
-        sums[c] = product_of(row + c * row_bytes, row_bytes, column, bits);
+static void rows1(const uint8_t *row, products_job *job, int bits) {
+    for (; job->sums != job->end; job->sums += 4, row += 4 * job->row_bytes)
+        for (int i = 0; i < 4; i++)
+            job->sums[i] = product(row + i * job->step, job->row_bytes, job->column[0], bits);
 }
+
+#define PRODUCT_ROWS(name, function, bits)                                                                             \
+    static void name(const uint8_t *row, products_job *job) { function(row, job, bits); }
+PRODUCT_ROWS(rows3_w8, rows3, 8)
+PRODUCT_ROWS(rows3_w4, rows3, 4)
+PRODUCT_ROWS(rows3_w2, rows3, 2)
+PRODUCT_ROWS(rows1_w8, rows1, 8)
+PRODUCT_ROWS(rows1_w4, rows1, 4)
+PRODUCT_ROWS(rows1_w2, rows1, 2)
 #endif
+
+/* Sums of every row of weights with three columns, in pairs of rows. */
+static inline void products3(product_rows *run, products_job *job, const uint8_t *row, int rows, int32_t *sums) {
+    job->step = job->row_bytes;
+    job->sums = sums;
+    job->end = sums + rows / 2 * 2 * PIXELS;
+    if (rows > 1)
+        run(row, job);
+    if (rows % 2) {
+        job->step = 0;
+        job->end = job->sums + 2 * PIXELS;
+        run(row + (rows - 1) * job->row_bytes, job);
+    }
+}
+
+/* Sums of every row of weights with one column: four rows at a time; the last four may overlap those before. */
+static inline void products1(product_rows *run, products_job *job, const uint8_t *row, int rows, int32_t *sums) {
+    const int fours = rows / 4 * 4;
+    job->step = rows < 4 ? 0 : job->row_bytes;
+    job->sums = sums;
+    job->end = sums + fours;
+    if (fours)
+        run(row, job);
+    for (int c = fours ? rows - 4 : 0; rows != fours && c < (fours ? rows - 3 : rows); c++) {
+        job->sums = sums + c;
+        job->end = sums + c + 4;
+        run(row + c * job->row_bytes, job);
+    }
+}
 
 #endif
