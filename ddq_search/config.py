@@ -43,9 +43,10 @@ class DataConfig(_Section):
 
 
 class DeviceConfig(_Section):
-    """Which device profile: a shipped name or the path of a TOML file."""
+    """Which device: a shipped profile's name, the path of a TOML file, or a registered cost model; its threads."""
 
     profile: str = "cortex-a53-rpi3-lowbit-neon"
+    threads: Positive = 1
 
 
 class BudgetConfig(_Section):

@@ -4,32 +4,27 @@ Latency: one ``compute`` factor per weighted layer over (its weights, its input 
 output tensor where the engine prices it apart, one ``compute`` factor per other operation over its input and output
 tensors, one constant ``call`` factor per operation (zero for aliases, never left out).
 
-Flash is exactly what the serializer writes: packed weights once per weight tensor, bias, multiplier and shift per
-channel for every *use* of it, a table per activation function. Everything else is zero and has no factor.
-
-Bit operations and the energy proxy come from `hardware_models.device_free`.
-
-Peak RAM: per schedule step, the bytes of every live tensor and of the step's scratch, see `hardware_models.memory`.
+Flash and peak RAM come from `hardware_models.storage`, bit operations and the energy proxy from
+`hardware_models.device_free`: they are the same for every device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddq_search.arithmetic import Arithmetic
-from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, Factor
+from ddq_search.cost import LATENCY, PEAK_RAM, Factor
 from ddq_search.errors import CostError
 from ddq_search.graph import ALIASES, WEIGHTED, ModelGraph, Operation, inputs_of, operations
 from ddq_search.layer_shape import layer_class, layer_shape
-from ddq_search.packing import CHANNEL_BYTES, TABLE_BYTES, layer_bytes
 from ddq_search.space import SearchSpace
-from hardware_models import device_free
+from hardware_models import device_free, storage
 from hardware_models.layers import check_kind
-from hardware_models.memory import ArenaPlan, buffers, plan_arena, tensor_bytes
+from hardware_models.memory import ArenaPlan, plan_arena
 from hardware_models.pricing import Pricer
 from hardware_models.profile import DeviceProfile, load_profile
 
@@ -101,19 +96,16 @@ class ArmCostModel:
         candidates = {variable.name: variable.candidates for variable in space.variables}
         result: list[Factor] = []
         scratch: dict[str, Factor] = {}
-        priced_weights: set[str] = set()
         for op in operations(graph):
             self._check(op, space, candidates)
             result += self._call(op)
             if op.kind in WEIGHTED:
                 latency, scratch[op.name] = self._layer(op, graph, space, candidates)
                 result += latency
-                result.append(self._layer_flash(op, space.weights_of[op.name], candidates, priced_weights))
             elif op.kind not in ALIASES and op.kind != "input":
                 result.append(self._element(op, graph, space, candidates))
-            if op.kind == "activation":
-                result.append(Factor(FLASH, op.name, "table", (), np.array(float(TABLE_BYTES))))
-        result += self._ram(graph, space, candidates, scratch)
+        result += storage.flash_factors(graph, space)
+        result += storage.ram_factors(graph, space, scratch, self.profile.memory.alignment_bytes)
         return result + list(device_free.factors(graph, space))
 
     def arena_bytes(self, graph: ModelGraph, space: SearchSpace, choices: Mapping[str, int]) -> int:
@@ -166,22 +158,11 @@ class ArmCostModel:
         weights, output = space.weights_of[op.name], space.activations_of[op.name]
         source = space.activations_of[inputs_of(graph, op.name)[0]]
         seconds, scratch = self.pricer.layer(op.name, shape, candidates[weights], candidates[source])
-        alignment = self.profile.memory.alignment_bytes
-        scratch = np.ceil(scratch / alignment) * alignment
         result = [Factor(LATENCY, op.name, "compute", (weights, source), seconds)]
         stored = self.pricer.layer_output(shape, candidates[output])
         if stored is not None:
             result.append(Factor(LATENCY, op.name, "output", (output,), stored))
         return result, Factor(PEAK_RAM, op.name, "scratch", (weights, source), scratch)
-
-    def _layer_flash(
-        self, op: Operation, weights: str, candidates: Mapping[str, tuple[int, ...]], priced: set[str]
-    ) -> Factor:
-        if weights in priced:  # a shared module: its weights lie in flash once, its requantization once per use
-            return Factor(FLASH, op.name, "constants", (), np.array(float(op.rows * CHANNEL_BYTES)))
-        priced.add(weights)
-        sizes = [layer_bytes(op.rows, op.row_length, bits) for bits in candidates[weights]]
-        return Factor(FLASH, op.name, "weights", (weights,), np.array(sizes, dtype=np.float64))
 
     def _element(
         self, op: Operation, graph: ModelGraph, space: SearchSpace, candidates: Mapping[str, tuple[int, ...]]
@@ -201,22 +182,3 @@ class ArmCostModel:
         )
         full = np.broadcast_to(table, tuple(len(candidates[name]) for name in variables))
         return Factor(LATENCY, op.name, "compute", variables, np.array(full))
-
-    def _ram(
-        self,
-        graph: ModelGraph,
-        space: SearchSpace,
-        candidates: Mapping[str, tuple[int, ...]],
-        scratch: Mapping[str, Factor],
-    ) -> Iterator[Factor]:
-        alignment = self.profile.memory.alignment_bytes
-        for buffer in buffers(graph):
-            variable = space.activations_of[buffer.name]
-            sizes = [tensor_bytes(buffer.elements, bits, alignment) for bits in candidates[variable]]
-            table = np.array(sizes, dtype=np.float64)
-            for step in range(buffer.first, buffer.last + 1):
-                yield Factor(PEAK_RAM, buffer.name, "tensor", (variable,), table, step)
-        for step, op in enumerate(operations(graph)):
-            factor = scratch.get(op.name)
-            if factor is not None and factor.table.any():
-                yield Factor(PEAK_RAM, op.name, "scratch", factor.variables, factor.table, step)

@@ -9,6 +9,7 @@ depthwise layer is one product over all its channels, a grouped layer one per gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -197,6 +198,6 @@ def work(terms: Mapping[str, float], shape: LayerShape, kernel: Tiles) -> float:
     return sum(coefficient * TERMS[name](shape, kernel) for name, coefficient in terms.items())
 
 
-def scratch(terms: Mapping[str, float], shape: LayerShape, kernel: Tiles) -> float:
-    """Returns the bytes of scratch."""
-    return sum(coefficient * SCRATCH_TERMS[name](shape, kernel) for name, coefficient in terms.items())
+def scratch(terms: Mapping[str, float], shape: LayerShape, kernel: Tiles) -> int:
+    """Returns the whole bytes of scratch."""
+    return math.ceil(sum(coefficient * SCRATCH_TERMS[name](shape, kernel) for name, coefficient in terms.items()))

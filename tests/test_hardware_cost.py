@@ -8,7 +8,6 @@ import time
 from functools import cache
 
 import networkx as nx
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -16,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ddq_search.cost import COSTS, FLASH, LATENCY, PEAK_RAM, CostModel, CostTables
+from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, CostTables
 from ddq_search.errors import CostError
 from ddq_search.graph import ModelGraph, Operation, operation, operations
 from ddq_search.layer_shape import LayerShape, layer_shape
 from ddq_search.space import SearchSpace, Variable, build_space
 from ddq_search.trace import trace
-from hardware_models import ArmCostModel, cost_model, list_profiles
+from hardware_models import ArmCostModel, contract, cost_model, list_profiles
 from hardware_models.terms import work
 
 A53, M7, M4 = "cortex-a53-rpi3-lowbit-neon", "cortex-m7-stm32h743-cmsis-nn", "cortex-m4-stm32l4r5-cmsis-nn"
@@ -270,51 +269,16 @@ def test_staircase_of_k() -> None:
 def test_contract(model: str, device: str) -> None:
     space, tables, cost = priced(model, device)
     graph = traced(model)
-    protocol: CostModel = cost
-    assert protocol.name == device
-    assert {factor.operation for factor in tables.factors if factor.cost == LATENCY} == set(graph.nodes)
-    assert tables.costs == COSTS
-    smallest: dict[str, float] = dict.fromkeys((cost for cost in COSTS if cost != PEAK_RAM), 0.0)
-    largest = dict(smallest)
-    for factor in tables.factors:
-        if factor.cost != PEAK_RAM:
-            smallest[factor.cost] += factor.table.min()
-            largest[factor.cost] += factor.table.max()
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.zeros(len(space.variables), max(len(v.candidates) for v in space.variables), dtype=torch.float64)
-    for row, variable in enumerate(space.variables):
-        size = len(variable.candidates)
-        rows[row, :size] = torch.rand(size, generator=generator, dtype=torch.float64).softmax(0)
-    expected = tables.expected(rows)
-    for name in smallest:
-        assert smallest[name] * (1 - 1e-12) <= float(expected[name]) <= largest[name] * (1 + 1e-12)
-    for weight_bits, act_bits in ((8, 8), (4, 8), (2, 2), (4, 2)):
+    assert cost.name == device
+    contract.check_facts(cost, graph, tables)
+    contract.check_expectations(tables)
+    contract.check_policies(cost, graph, space, tables)
+    contract.check_flash(tables)
+    for weight_bits, act_bits in contract.CHOICES:
         policy = uniform(space, weight_bits, act_bits)
-        price = tables.price(policy)
-        assert price == {name: float(v) for name, v in tables.expected(tables.one_hot(policy)).items()}
         plan = cost.plan(graph, space, policy)
-        assert max(plan.live_bytes) == price[PEAK_RAM]
+        assert max(plan.live_bytes) == tables.price(policy)[PEAK_RAM]
         assert [float(b) for b in plan.live_bytes] == tables.step_sums(tables.one_hot(policy)).tolist()
-        assert price[PEAK_RAM] <= cost.arena_bytes(graph, space, policy) <= 1.5 * price[PEAK_RAM]
-
-
-@pytest.mark.parametrize("device", list_profiles())
-def test_more_bits_never_less_flash(device: str) -> None:
-    _, tables, _ = priced("unusual", device)
-    for factor in tables.factors:
-        if factor.cost == FLASH and factor.table.ndim:
-            assert (np.diff(factor.table) > 0).all()
-
-
-@pytest.mark.parametrize("device", [A53, M7])
-def test_gradients_of_the_expectation(device: str) -> None:
-    space, tables, _ = priced("unusual", device)
-    rows = torch.zeros(len(space.variables), max(len(v.candidates) for v in space.variables), dtype=torch.float64)
-    for row, variable in enumerate(space.variables):
-        rows[row, : len(variable.candidates)] = 1.0 / len(variable.candidates)
-    rows.requires_grad_()
-    for name, scale in ((LATENCY, 1e6), (FLASH, 1e-2)):
-        assert torch.autograd.gradcheck(lambda p, n=name, s=scale: tables.expected(p)[n] * s, (rows,))
 
 
 def test_factors_of_mobilenet_v2_are_quick() -> None:

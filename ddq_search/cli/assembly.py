@@ -18,7 +18,7 @@ from ddq_search.problem import Problem, inputs, pose
 from ddq_search.record import RunDirectory
 from ddq_search.supernet import Supernet
 from ddq_search.task import LoaderSource
-from hardware_models.model import cost_model
+from hardware_models.devices import find_device
 from search_spaces.data import load_data
 from search_spaces.image_source import ImageSource
 from search_spaces.models import build_model
@@ -33,7 +33,7 @@ def assemble(config: RunConfig) -> Problem:
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
-    device = cost_model(config.device.profile)
+    device = find_device(config.device.profile, config.device.threads)
     splits = load_data(config.data.name, config.seed, config.data.validation_fraction, config.data.limit)
     torch.manual_seed(config.seed)
     model = build_model(config.model.name, splits.channels, len(splits.classes), splits.image_size)
@@ -204,4 +204,4 @@ def assemble_shape(config: RunConfig, input_shape: str, classes: int) -> Problem
     torch.manual_seed(config.seed)
     model = build_model(config.model.name, channels, classes, (height, width))
     zeros = (torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.long))
-    return pose(model, LoaderSource([zeros], [zeros]), cost_model(config.device.profile), config)
+    return pose(model, LoaderSource([zeros], [zeros]), find_device(config.device.profile, config.device.threads), config)
