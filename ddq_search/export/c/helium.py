@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ddq_search.export.c.kernels import Kernel, Layout
+from ddq_search.export.c.kernels import Kernel
 from ddq_search.layer_shape import LayerShape
 from ddq_search.packing import pack_rows, row_bytes
 
@@ -72,5 +72,46 @@ def _convolution(bits: int) -> Kernel:
     )
 
 
-KERNELS: tuple[Kernel, ...] = tuple(_convolution(bits) for bits in (8, 4, 2))
+TAPS_IN_INT16 = {8: 2, 4: 36, 2: 255}
+"""Products of a depthwise window that fit int16 together."""
+
+
+def _channel_blocks(codes: NDArray[np.int8], bits: int, shape: LayerShape) -> bytes:
+    """Taps by kernel column, then kernel row; of every 16 channels all first bytes, all second ones, …."""
+    rows, taps = codes.shape
+    columns_first = codes.reshape(rows, *shape.kernel).transpose(0, 2, 1).reshape(rows, taps)
+    packed = np.frombuffer(pack_rows(columns_first, bits), np.uint8).reshape(rows, row_bytes(taps, bits))
+    return b"".join(packed[first : first + LANES].T.tobytes() for first in range(0, rows, LANES))
+
+
+def _rows_scratch(shape: LayerShape, weight_bits: int, input_bits: int) -> int:
+    """Parameters and weights of 16 channels, the input rows of one row of outputs, and its codes."""
+    taps = -(-shape.row_length // 4) * 4
+    width = (shape.output[1] - 1) * shape.stride[1] + shape.kernel[1]
+    return LANES * (16 + taps + shape.kernel[0] * width + shape.output[1])
+
+
+def _one_per_channel(shape: LayerShape) -> bool:
+    """Whether every input channel has one output channel and the taps of a window row are neighbours."""
+    return shape.input[2] == shape.output[2] == shape.groups and shape.dilation[1] == 1
+
+
+def _depthwise(bits: int) -> Kernel:
+    return Kernel(
+        name=f"ddq_helium_depthwise_w{bits}",
+        family="helium",
+        source="ddq_helium_depthwise.c",
+        classes=("depthwise",),
+        weight_bits=(bits,),
+        activation_bits=(2, 4, 8),
+        offset=OFFSET,
+        bound=f"int16 sums of {TAPS_IN_INT16[bits]} taps of |w * (x - 128)| <= {LARGEST_CODE[bits] * OFFSET}, "
+        "added up in int32",
+        layout=_channel_blocks,
+        scratch_bytes=_rows_scratch,
+        executes=_one_per_channel,
+    )
+
+
+KERNELS: tuple[Kernel, ...] = tuple(make(bits) for make in (_convolution, _depthwise) for bits in (8, 4, 2))
 """Kernels of the family ``helium``."""

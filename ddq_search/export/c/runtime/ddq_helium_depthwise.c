@@ -1,0 +1,264 @@
+/* Depthwise convolutions on Helium, 16 channels at a time.
+ *
+ * For every row of outputs the input rows of its windows are copied to scratch as int8, [column][kernel row][16], with
+ * in_zero beside the image: the taps of a window then follow each other. Every tap is 16 products of int8 in int16
+ * lanes (even channels and odd channels, VMULLB and VMULLT).
+ *
+ * Accumulators: |w * (x - 128)| <= 127 * 128 with 8-bit weights, so that two taps fit int16 before they are added to
+ * int32; 7 * 128 with 4 bits: 36 taps; 128 with 2 bits: 255 taps.
+ *
+ * Layout: the taps of a channel in the order kernel column, kernel row, packed lowest bits first into ceil(taps * bits /
+ * 8) bytes; of every 16 channels (the last block may have fewer) first all first bytes, then all second ones, ….
+ *
+ * Scratch: bias, multiplier, left and right shifts of 16 channels (int32); their weights, one int8 per tap, taps rounded
+ * up to 4; the input rows; one row of output codes.
+ */
+#include "ddq_helium.h"
+
+enum { PARAMETERS = 4 * DDQ_LANES };
+
+/* Sixteen channels of one layer. */
+typedef struct {
+    const ddq_layer *layer;
+    int first, count; /* channels */
+    int taps, chunk;  /* of them fit int16 together */
+    int32_t *bias;    /* then multiplier, left shifts, right shifts: each 16, in the order of the lanes of `order` */
+    int8_t *weights;  /* [taps][16] */
+    int8_t *rows;     /* [column][kernel row][16] */
+    uint8_t *codes;   /* [out_w][16], of outputs of less than 8 bits before they are packed */
+} block;
+
+static int least(int a, int b) { return a < b ? a : b; }
+
+/* Channel of lane 4 j + i: widening halves twice leaves channels 0, 4, 8, 12; 2, 6, …; 1, 5, …; 3, 7, …. */
+static int channel_of(int lane) { return lane % 4 * 4 + lane / 8 + lane / 4 % 2 * 2; }
+
+static void prepare_parameters(const block *b) {
+    const ddq_layer *l = b->layer;
+    for (int lane = 0; lane < DDQ_LANES; lane++) {
+        const int c = least(channel_of(lane), b->count - 1) + b->first, shift = l->shift[c];
+        const int raised = l->rounding == DDQ_DOUBLE ? shift : shift + 1, left = raised > 0 ? raised : 0;
+        b->bias[lane] = l->bias[c];
+        b->bias[lane + DDQ_LANES] = l->multiplier[c];
+        b->bias[lane + 2 * DDQ_LANES] = left;
+        b->bias[lane + 3 * DDQ_LANES] = shift - left;
+    }
+}
+
+/* Weights of the block as int8, [taps][16]; lanes beyond its channels stay undefined. */
+static void prepare_weights(const block *b, int bits) {
+    const int per_byte = 8 / bits, row_bytes = (b->taps + per_byte - 1) / per_byte;
+    const uint8_t *from = b->layer->weights + (uint32_t)b->first * (uint32_t)row_bytes;
+    int8_t *to = b->weights;
+    for (int i = 0; i < row_bytes; i++, from += b->count)
+        for (int field = 0; field < per_byte; field++, to += DDQ_LANES) {
+            const int up = 8 - bits - field * bits;
+#if defined(__ARM_FEATURE_MVE)
+            const int8x16_t bytes = vldrbq_z_s8((const int8_t *)from, vctp8q((uint32_t)b->count));
+            vst1q_s8(to, vshlq_r_s8(vshlq_r_s8(bytes, up), bits - 8));
+#else
+            for (int c = 0; c < b->count; c++)
+                to[c] = (int8_t)((int8_t)(uint8_t)(from[c] << up) >> (8 - bits));
+#endif
+        }
+}
+
+static __attribute__((noinline)) int8_t *fill_columns(int8_t *to, uint8_t code, int columns, int step) {
+    for (; columns > 0; columns--, to += step)
+        ddq_fill_signed(to, code, DDQ_LANES);
+    return to;
+}
+
+/* Codes of the block's channels at neighbouring positions, from code `index` on; lanes beyond them stay undefined. */
+static __attribute__((noinline)) int8_t *copy_columns(const block *b, const uint8_t *x, uint32_t index, int columns,
+                                                      int8_t *to, int step) {
+    const int bits = b->layer->in_bits, depth = b->layer->in_c, count = b->count;
+#if defined(__ARM_FEATURE_MVE)
+    const mve_pred16_t lanes = vctp8q((uint32_t)count);
+    const uint8x16_t flip = vdupq_n_u8(DDQ_OFFSET);
+    const uint8_t *from = x + index * (uint32_t)bits / 8;
+    const int stride = depth * bits / 8;
+    if (bits == 8) {
+        for (; columns > 0; columns--, to += step, from += stride)
+            vst1q_u8((uint8_t *)to, veorq_u8(vld1q_z_u8(from, lanes), flip));
+        return to;
+    }
+    if (depth * bits % 8 == 0) {
+        for (; columns > 0; columns--, to += step, from += stride)
+            vst1q_u8((uint8_t *)to, veorq_u8(ddq_unpacked(from, count, bits), flip));
+        return to;
+    }
+#endif
+    for (; columns > 0; columns--, to += step, index += (uint32_t)depth)
+        ddq_copy_signed(to, x, index, count, bits);
+    return to;
+}
+
+/* One input row into its place among the rows; `h` may lie beside the image. */
+static void copy_row(const block *b, const uint8_t *x, int h, int width, int8_t *to) {
+    const ddq_layer *l = b->layer;
+    const int step = l->kernel_h * DDQ_LANES, inside = h >= 0 && h < l->in_h;
+    const int begin = inside ? least(l->pad_left, width) : width;
+    const int end = inside ? least(l->pad_left + l->in_w, width) : width;
+    to = fill_columns(to, l->in_zero, begin, step);
+    if (end > begin)
+        to = copy_columns(b, x, (uint32_t)(h * l->in_w) * l->in_c + (uint32_t)b->first, end - begin, to, step);
+    fill_columns(to, l->in_zero, width - end, step);
+}
+
+#if defined(__ARM_FEATURE_MVE)
+typedef struct {
+    int32x4_t lanes[4];
+} sums16;
+
+/* Adds int16 lanes of even and odd channels. */
+static inline sums16 widened(sums16 s, int16x8_t even, int16x8_t odd) {
+    s.lanes[0] = vaddq_s32(s.lanes[0], vmovlbq_s16(even));
+    s.lanes[1] = vaddq_s32(s.lanes[1], vmovltq_s16(even));
+    s.lanes[2] = vaddq_s32(s.lanes[2], vmovlbq_s16(odd));
+    s.lanes[3] = vaddq_s32(s.lanes[3], vmovltq_s16(odd));
+    return s;
+}
+
+/* Sum over a window, taps in chunks that fit int16. */
+static inline sums16 window(const int8_t *x, const int8_t *w, int taps, int chunk, sums16 s) {
+    for (; taps > 0; taps -= chunk, x += DDQ_LANES, w += DDQ_LANES) {
+        int8x16_t v = vld1q_s8(x), u = vld1q_s8(w);
+        int16x8_t even = vmullbq_int_s8(v, u), odd = vmulltq_int_s8(v, u);
+        for (int n = least(taps, chunk) - 1; n > 0; n--) {
+            x += DDQ_LANES, w += DDQ_LANES;
+            v = vld1q_s8(x), u = vld1q_s8(w);
+            even = vaddq_s16(even, vmullbq_int_s8(v, u));
+            odd = vaddq_s16(odd, vmulltq_int_s8(v, u));
+        }
+        s = widened(s, even, odd);
+    }
+    return s;
+}
+
+/* The same for chunks of two taps. */
+static inline sums16 window_of_pairs(const int8_t *x, const int8_t *w, int taps, sums16 s) {
+    for (int pairs = taps / 2; pairs > 0; pairs--, x += 2 * DDQ_LANES, w += 2 * DDQ_LANES) {
+        const int8x16_t v = vld1q_s8(x), u = vld1q_s8(w);
+        const int8x16_t next = vld1q_s8(x + DDQ_LANES), factor = vld1q_s8(w + DDQ_LANES);
+        const int16x8_t even = vaddq_s16(vmullbq_int_s8(v, u), vmullbq_int_s8(next, factor));
+        s = widened(s, even, vaddq_s16(vmulltq_int_s8(v, u), vmulltq_int_s8(next, factor)));
+    }
+    if (taps % 2) {
+        const int8x16_t v = vld1q_s8(x), u = vld1q_s8(w);
+        s = widened(s, vmullbq_int_s8(v, u), vmulltq_int_s8(v, u));
+    }
+    return s;
+}
+
+static inline int32x4_t requantized(const int32_t *bias, sums16 s, int quarter, int rounding) {
+    const int32_t *multiplier = bias + DDQ_LANES + 4 * quarter;
+    return ddq_requantize4(s.lanes[quarter], vld1q_s32(multiplier), vld1q_s32(multiplier + DDQ_LANES),
+                           vld1q_s32(multiplier + 2 * DDQ_LANES), rounding);
+}
+
+/* The codes of even channels, then those of odd channels, before they are clamped. */
+static inline int16x8_t half(const int32_t *bias, sums16 s, int quarter, int rounding, int out_zero) {
+    const int16x8_t low = vqmovnbq_s32(vuninitializedq_s16(), requantized(bias, s, quarter, rounding));
+    return vqaddq_n_s16(vqmovntq_s32(low, requantized(bias, s, quarter + 1, rounding)), (int16_t)out_zero);
+}
+
+/* Where the codes of one row of outputs go: `stride` bytes from position to position. */
+static inline __attribute__((always_inline)) void output_row(const block *b, uint8_t *to, int stride, const int pairs,
+                                                             const int rounding) {
+    const ddq_layer *l = b->layer;
+    const mve_pred16_t lanes = vctp8q((uint32_t)b->count);
+    const int8_t *x = b->rows, *weights = b->weights;
+    const int32_t *bias = b->bias;
+    const int step = l->stride_w * l->kernel_h * DDQ_LANES, taps = b->taps, chunk = b->chunk;
+    const int out_zero = l->out_zero, low = l->low, high = l->high;
+    for (int left = l->out_w; left > 0; left--, x += step, to += stride) {
+        sums16 s = {{vld1q_s32(bias), vld1q_s32(bias + 4), vld1q_s32(bias + 8), vld1q_s32(bias + 12)}};
+        s = pairs ? window_of_pairs(x, weights, taps, s) : window(x, weights, taps, chunk, s);
+        uint8x16_t codes = vqmovunbq_s16(vuninitializedq_u8(), half(bias, s, 0, rounding, out_zero));
+        codes = vqmovuntq_s16(codes, half(bias, s, 2, rounding, out_zero));
+        codes = vminq_u8(vmaxq_u8(codes, vdupq_n_u8((uint8_t)low)), vdupq_n_u8((uint8_t)high));
+        vst1q_p_u8(to, codes, lanes);
+    }
+}
+
+static __attribute__((noinline)) void output_pairs(const block *b, uint8_t *to, int stride) {
+    if (b->layer->rounding == DDQ_DOUBLE)
+        output_row(b, to, stride, 1, DDQ_DOUBLE);
+    else
+        output_row(b, to, stride, 1, DDQ_SINGLE);
+}
+
+static __attribute__((noinline)) void output_chunks(const block *b, uint8_t *to, int stride) {
+    if (b->layer->rounding == DDQ_DOUBLE)
+        output_row(b, to, stride, 0, DDQ_DOUBLE);
+    else
+        output_row(b, to, stride, 0, DDQ_SINGLE);
+}
+#else
+static void output_chunks(const block *b, uint8_t *to, int stride) {
+    const ddq_layer *l = b->layer;
+    for (int ox = 0; ox < l->out_w; ox++, to += stride)
+        for (int lane = 0; lane < DDQ_LANES; lane++) {
+            const int c = channel_of(lane);
+            const int8_t *x = b->rows + ox * l->stride_w * l->kernel_h * DDQ_LANES + c;
+            int32_t acc = b->bias[lane];
+            int narrow = 0;
+            for (int tap = 0; tap < b->taps && c < b->count; tap++) {
+                narrow += b->weights[tap * DDQ_LANES + c] * x[tap * DDQ_LANES];
+                if ((tap + 1) % b->chunk == 0 || tap + 1 == b->taps) {
+                    acc += (int16_t)narrow;
+                    narrow = 0;
+                }
+            }
+            if (c < b->count)
+                to[c] = ddq_code(l, acc, b->first + c);
+        }
+}
+
+static void output_pairs(const block *b, uint8_t *to, int stride) { output_chunks(b, to, stride); }
+#endif
+
+static void output_rows(const block *b, const uint8_t *x, uint8_t *y) {
+    const ddq_layer *l = b->layer;
+    const int width = (l->out_w - 1) * l->stride_w + l->kernel_w, whole = l->out_bits == 8;
+    for (int oy = 0; oy < l->out_h; oy++) {
+        int h = oy * l->stride_h - l->pad_top;
+        for (int ky = 0; ky < l->kernel_h; ky++, h += l->dilation_h)
+            copy_row(b, x, h, width, b->rows + ky * DDQ_LANES);
+        const uint32_t index = (uint32_t)(oy * l->out_w) * l->out_c + (uint32_t)b->first;
+        uint8_t *to = whole ? y + index : b->codes;
+        const int stride = whole ? l->out_c : DDQ_LANES;
+        if (b->chunk == 2)
+            output_pairs(b, to, stride);
+        else
+            output_chunks(b, to, stride);
+        for (int ox = 0; ox < l->out_w && !whole; ox++)
+            ddq_pack(y, index + (uint32_t)(ox * l->out_c), b->codes + ox * DDQ_LANES, b->count, l->out_bits);
+    }
+}
+
+static void depthwise(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scratch, int bits, int chunk) {
+    const int taps = l->kernel_h * l->kernel_w, width = (l->out_w - 1) * l->stride_w + l->kernel_w;
+    int32_t *bias = (int32_t *)(void *)scratch;
+    int8_t *weights = (int8_t *)(bias + PARAMETERS), *rows = weights + ((taps + 3) & ~3) * DDQ_LANES;
+    block b = {l, 0, 0, taps, chunk, bias, weights, rows, (uint8_t *)rows + width * l->kernel_h * DDQ_LANES};
+    for (; b.first < l->out_c; b.first += DDQ_LANES) {
+        b.count = least(DDQ_LANES, l->out_c - b.first);
+        prepare_parameters(&b);
+        prepare_weights(&b, bits);
+        output_rows(&b, x, y);
+    }
+}
+
+void ddq_helium_depthwise_w8(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
+    depthwise(layer, x, y, scratch, 8, 2);
+}
+
+void ddq_helium_depthwise_w4(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
+    depthwise(layer, x, y, scratch, 4, 36);
+}
+
+void ddq_helium_depthwise_w2(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
+    depthwise(layer, x, y, scratch, 2, 255);
+}
