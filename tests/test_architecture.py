@@ -19,7 +19,7 @@ FLOORS = (
     ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
      "layer_shape", "schedule"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
-     "training", "evaluation", "record", "config", "integer", "problem", "gate_training"),
+     "interchange", "quantizer_recipe", "training", "evaluation", "record", "config", "integer", "problem", "gate_training"),
     ("search", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip
@@ -30,6 +30,9 @@ DOORS = {
     "plotly": ("reports",),
     "onnx": ("ddq_search.export", "ddq_search.verify"),
     "onnxruntime": ("ddq_search.export", "ddq_search.verify"),
+    "ai_edge_litert": ("ddq_search.export",),
+    "flatbuffers": ("ddq_search.export",),
+    "tflite": ("ddq_search.export",),
     "typer": ("ddq_search.cli", "ddq_search.__main__"),
     "sklearn": ("search_spaces",),
     "torchvision": ("search_spaces",),
