@@ -45,18 +45,24 @@ static inline uint8x16_t ddq_unpacked(const uint8_t *from, int count, int bits) 
 }
 #endif
 
-/* Writes codes `first`, `first` + 1, … of a packed tensor as `count` bytes of code - 128. */
+/* Writes `count` bytes of code - 128. */
+static inline void ddq_copy_bytes(int8_t *to, const uint8_t *from, int count) {
+#if defined(__ARM_FEATURE_MVE)
+    const uint8x16_t flip = vdupq_n_u8(DDQ_OFFSET);
+    for (; count > 0; count -= DDQ_LANES, from += DDQ_LANES, to += DDQ_LANES) {
+        const mve_pred16_t lanes = vctp8q((uint32_t)count);
+        vst1q_p_u8((uint8_t *)to, veorq_u8(vld1q_z_u8(from, lanes), flip), lanes);
+    }
+#else
+    for (int i = 0; i < count; i++)
+        to[i] = (int8_t)(from[i] - DDQ_OFFSET);
+#endif
+}
+
+/* Writes codes `first`, `first` + 1, … of a packed tensor of 2 or 4 bits as `count` bytes of code - 128. */
 static inline void ddq_copy_signed(int8_t *to, const uint8_t *x, uint32_t first, int count, int bits) {
 #if defined(__ARM_FEATURE_MVE)
     const uint8x16_t flip = vdupq_n_u8(DDQ_OFFSET);
-    if (bits == 8) {
-        const uint8_t *from = x + first;
-        for (; count > 0; count -= DDQ_LANES, from += DDQ_LANES, to += DDQ_LANES) {
-            const mve_pred16_t lanes = vctp8q((uint32_t)count);
-            vst1q_p_u8((uint8_t *)to, veorq_u8(vld1q_z_u8(from, lanes), flip), lanes);
-        }
-        return;
-    }
     for (; count > 0 && first * (uint32_t)bits % 8; first++, count--)
         *to++ = (int8_t)(ddq_get(x, first, bits) - DDQ_OFFSET);
     const uint8_t *from = x + first * (uint32_t)bits / 8;

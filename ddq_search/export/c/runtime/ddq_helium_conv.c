@@ -16,37 +16,57 @@ typedef struct {
     int depth;  /* input channels of a group */
     int rows;   /* output channels of a group */
     int column_bytes;
-    int8_t *columns;
+    int8_t *columns, *column; /* all of them, the one that is gathered */
     int32_t *sums;
     product_rows *rows3, *rows1;
     products_job job;
 } tiling;
 
-/* One row of taps of a window that leaves the image, or whose taps are not neighbours in memory. */
-static int8_t *gather_row(const ddq_layer *l, const uint8_t *x, int h, int w, int channel, int depth, int8_t *to) {
-    for (int kx = 0; kx < l->kernel_w; kx++, w += l->dilation_w, to += depth)
-        if (h < 0 || h >= l->in_h || w < 0 || w >= l->in_w)
-            ddq_fill_signed(to, l->in_zero, depth);
-        else
-            ddq_copy_signed(to, x, ((uint32_t)h * l->in_w + (uint32_t)w) * l->in_c + (uint32_t)channel, depth,
-                            l->in_bits);
-    return to;
+/* `rows` runs of codes, `down` codes apart from code `first` on, to places `step` apart. */
+static __attribute__((noinline)) void copy_runs(const uint8_t *x, uint32_t first, uint32_t down, int rows, int run,
+                                                int bits, int8_t *to, int step) {
+    if (bits != 8) {
+        for (; rows > 0; rows--, first += down, to += step)
+            ddq_copy_signed(to, x, first, run, bits);
+        return;
+    }
+    for (x += first; rows > 0; rows--, x += down, to += step)
+        ddq_copy_bytes(to, x, run);
+}
+
+typedef struct {
+    int begin, end;
+} taps;
+
+/* Taps of a window from `start` on that lie inside [0, size). */
+static inline taps inside(int start, int dilation, int count, int size) {
+    if (start >= 0 && start + (count - 1) * dilation < size)
+        return (taps){0, count};
+    const int begin = start < 0 ? (dilation - 1 - start) / dilation : 0;
+    const int end = start < size ? (size - 1 - start) / dilation + 1 : 0;
+    return (taps){begin, end < count ? end : count};
 }
 
 /* The window at (h, w) of a group's channels; positions beside the image hold in_zero. */
 static __attribute__((noinline)) void gather(const ddq_layer *l, const uint8_t *x, int h, int w, int channel,
-                                             int depth, int8_t *column) {
-    const int inside = h >= 0 && w >= 0 && h + (l->kernel_h - 1) * l->dilation_h < l->in_h && w + l->kernel_w <= l->in_w;
-    if (!inside || depth != l->in_c || l->dilation_w != 1) {
-        for (int ky = 0; ky < l->kernel_h; ky++, h += l->dilation_h)
-            column = gather_row(l, x, h, w, channel, depth, column);
-        return;
+                                             const tiling *t) {
+    const taps rows = inside(h, l->dilation_h, l->kernel_h, l->in_h);
+    const taps columns = inside(w, l->dilation_w, l->kernel_w, l->in_w);
+    const int depth = t->depth, height = rows.end - rows.begin, width = columns.end - columns.begin;
+    const int step = l->kernel_w * depth, whole = depth == l->in_c && l->dilation_w == 1;
+    int8_t *to = t->column;
+    if (height * width != l->kernel_h * l->kernel_w) {
+        ddq_fill_signed(to, l->in_zero, t->k);
+        if (height <= 0 || width <= 0)
+            return;
     }
-    const int run = l->kernel_w * depth;
-    uint32_t first = ((uint32_t)h * l->in_w + (uint32_t)w) * l->in_c;
+    const int top = h + rows.begin * l->dilation_h, left = w + columns.begin * l->dilation_w;
+    uint32_t first = ((uint32_t)top * l->in_w + (uint32_t)left) * l->in_c + (uint32_t)channel;
     const uint32_t down = (uint32_t)l->dilation_h * l->in_w * l->in_c;
-    for (int ky = 0; ky < l->kernel_h; ky++, first += down, column += run)
-        ddq_copy_signed(column, x, first, run, l->in_bits);
+    const int runs = whole ? 1 : width, run = whole ? width * depth : depth;
+    to += rows.begin * step + columns.begin * depth;
+    for (int i = 0; i < runs; i++, first += (uint32_t)l->dilation_w * l->in_c, to += depth)
+        copy_runs(x, first, down, height, run, l->in_bits, to, step);
 }
 
 /* Requantizes the sums of `pixels` columns into rows of codes `stride` bytes apart; `first` is the first channel. */
@@ -60,6 +80,7 @@ static inline __attribute__((always_inline)) void requantize_tile(const ddq_laye
     const int32x4_t low = vdupq_n_s32(l->low), high = vdupq_n_s32(l->high);
     const int32_t *bias = l->bias + first, *multiplier = l->multiplier + first;
     const int8_t *shift = l->shift + first;
+    const int out_zero = l->out_zero;
     for (int left_over = t->rows; left_over > 0; left_over -= 4) {
         const mve_pred16_t lanes = vctp32q((uint32_t)left_over);
         const int32x4_t b = vldrwq_z_s32(bias, lanes), m = vldrwq_z_s32(multiplier, lanes);
@@ -69,7 +90,7 @@ static inline __attribute__((always_inline)) void requantize_tile(const ddq_laye
         for (int i = 0; i < pixels; i++, to += stride, sums += 2) {
             int32x4_t acc = vreinterpretq_s32_s64(vldrdq_gather_offset_s64((const int64_t *)(const void *)sums, pairs));
             acc = ddq_requantize4(vaddq_s32(vshlq_r_s32(acc, -scaled), b), m, left, right, rounding);
-            acc = vminq_s32(vmaxq_s32(vaddq_n_s32(acc, l->out_zero), low), high);
+            acc = vminq_s32(vmaxq_s32(vaddq_n_s32(acc, out_zero), low), high);
             vstrbq_p_s32((int8_t *)to, acc, lanes);
         }
         sums += 2 * pixels;
@@ -128,11 +149,11 @@ static void multiply(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t
     for (int p = 0, pixels; p < count; p += pixels) {
         pixels = count - p >= PIXELS ? PIXELS : 1;
         if (t->column_bytes == t->k) {
-            ddq_copy_signed(t->columns, x, (uint32_t)p * l->in_c, pixels * t->k, l->in_bits);
+            copy_runs(x, (uint32_t)p * l->in_c, 0, 1, pixels * t->k, l->in_bits, t->columns, 0);
         } else {
             for (int i = 0; i < pixels; i++) {
                 int8_t *column = t->columns + i * t->column_bytes;
-                ddq_copy_signed(column, x, (uint32_t)(p + i) * l->in_c, t->k, l->in_bits);
+                copy_runs(x, (uint32_t)(p + i) * l->in_c, 0, 1, t->k, l->in_bits, column, 0);
                 spread(column, t->k, t->bits);
             }
         }
@@ -153,9 +174,9 @@ static void convolve(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t
         }
         for (int group = 0; group < l->groups; group++) {
             for (int i = 0; i < pixels; i++) {
-                int8_t *column = t->columns + i * t->column_bytes;
-                gather(l, x, at[i][0], at[i][1], group * t->depth, t->depth, column);
-                spread(column, t->k, t->bits);
+                t->column = t->columns + i * t->column_bytes;
+                gather(l, x, at[i][0], at[i][1], group * t->depth, t);
+                spread(t->column, t->k, t->bits);
             }
             finish_tile(l, t, p, pixels, group * t->rows, y);
         }
@@ -170,7 +191,7 @@ static void run(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scrat
                       && l->in_h == l->out_h;
     const int column_bytes = bits == 8 ? k : padded;
     int8_t *columns = (int8_t *)scratch;
-    tiling t = {bits, k, depth, rows, column_bytes, columns, (int32_t *)(void *)(scratch + PIXELS * padded), rows3,
+    tiling t = {bits, k, depth, rows, column_bytes, columns, columns, (int32_t *)(void *)(scratch + PIXELS * padded), rows3,
                 rows1, {{columns, columns + column_bytes, columns + 2 * column_bytes}, row_bytes, row_bytes,
                         -row_bytes & (DDQ_LANES - 1), 0, 0}};
     if (dense)

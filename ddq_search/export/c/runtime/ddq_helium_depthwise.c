@@ -28,21 +28,29 @@ typedef struct {
     uint8_t *codes;   /* [out_w][16], of outputs of less than 8 bits before they are packed */
 } block;
 
-static int least(int a, int b) { return a < b ? a : b; }
+static inline int least(int a, int b) { return a < b ? a : b; }
 
 /* Channel of lane 4 j + i: widening halves twice leaves channels 0, 4, 8, 12; 2, 6, …; 1, 5, …; 3, 7, …. */
-static int channel_of(int lane) { return lane % 4 * 4 + lane / 8 + lane / 4 % 2 * 2; }
+static inline int channel_of(int lane) { return lane % 4 * 4 + lane / 8 + lane / 4 % 2 * 2; }
 
 static void prepare_parameters(const block *b) {
     const ddq_layer *l = b->layer;
-    for (int lane = 0; lane < DDQ_LANES; lane++) {
-        const int c = least(channel_of(lane), b->count - 1) + b->first, shift = l->shift[c];
-        const int raised = l->rounding == DDQ_DOUBLE ? shift : shift + 1, left = raised > 0 ? raised : 0;
-        b->bias[lane] = l->bias[c];
-        b->bias[lane + DDQ_LANES] = l->multiplier[c];
-        b->bias[lane + 2 * DDQ_LANES] = left;
-        b->bias[lane + 3 * DDQ_LANES] = shift - left;
+    int32_t *to = b->bias;
+#if defined(__ARM_FEATURE_MVE)
+    for (int quarter = 0; quarter < 4; quarter++, to += 4) {
+        const uint32x4_t channels = vaddq_n_u32(vidupq_n_u32(0, 4), (uint32_t)channel_of(4 * quarter));
+        const mve_pred16_t lanes = vcmphiq_u32(vdupq_n_u32((uint32_t)b->count), channels);
+        const int32x4_t shift = vldrbq_gather_offset_z_s32(l->shift + b->first, channels, lanes);
+        const int32x4_t left = ddq_left_shift(shift, l->rounding);
+        vst1q_s32(to, vldrwq_gather_shifted_offset_z_s32(l->bias + b->first, channels, lanes));
+        vst1q_s32(to + DDQ_LANES, vldrwq_gather_shifted_offset_z_s32(l->multiplier + b->first, channels, lanes));
+        vst1q_s32(to + 2 * DDQ_LANES, left);
+        vst1q_s32(to + 3 * DDQ_LANES, vsubq_s32(shift, left));
     }
+#else
+    for (int lane = 0; lane < DDQ_LANES; lane++)
+        to[lane] = l->bias[least(channel_of(lane), b->count - 1) + b->first];
+#endif
 }
 
 /* Weights of the block as int8, [taps][16]; lanes beyond its channels stay undefined. */
@@ -63,47 +71,56 @@ static void prepare_weights(const block *b, int bits) {
         }
 }
 
-static __attribute__((noinline)) int8_t *fill_columns(int8_t *to, uint8_t code, int columns, int step) {
+static inline int8_t *fill_columns(int8_t *to, uint8_t code, int columns, int step) {
     for (; columns > 0; columns--, to += step)
         ddq_fill_signed(to, code, DDQ_LANES);
     return to;
 }
 
 /* Codes of the block's channels at neighbouring positions, from code `index` on; lanes beyond them stay undefined. */
-static __attribute__((noinline)) int8_t *copy_columns(const block *b, const uint8_t *x, uint32_t index, int columns,
-                                                      int8_t *to, int step) {
+static __attribute__((noinline)) void unpack_columns(const block *b, const uint8_t *x, uint32_t index, int columns,
+                                                     int8_t *to, int step) {
     const int bits = b->layer->in_bits, depth = b->layer->in_c, count = b->count;
 #if defined(__ARM_FEATURE_MVE)
-    const mve_pred16_t lanes = vctp8q((uint32_t)count);
-    const uint8x16_t flip = vdupq_n_u8(DDQ_OFFSET);
-    const uint8_t *from = x + index * (uint32_t)bits / 8;
-    const int stride = depth * bits / 8;
-    if (bits == 8) {
-        for (; columns > 0; columns--, to += step, from += stride)
-            vst1q_u8((uint8_t *)to, veorq_u8(vld1q_z_u8(from, lanes), flip));
-        return to;
-    }
     if (depth * bits % 8 == 0) {
-        for (; columns > 0; columns--, to += step, from += stride)
-            vst1q_u8((uint8_t *)to, veorq_u8(ddq_unpacked(from, count, bits), flip));
-        return to;
+        const uint8_t *from = x + index * (uint32_t)bits / 8;
+        for (; columns > 0; columns--, to += step, from += depth * bits / 8)
+            vst1q_u8((uint8_t *)to, veorq_u8(ddq_unpacked(from, count, bits), vdupq_n_u8(DDQ_OFFSET)));
+        return;
     }
 #endif
     for (; columns > 0; columns--, to += step, index += (uint32_t)depth)
         ddq_copy_signed(to, x, index, count, bits);
-    return to;
+}
+
+/* The same from codes of 8 bits. */
+static inline void copy_columns(const uint8_t *from, int depth, int count, int columns, int8_t *to, int step) {
+#if defined(__ARM_FEATURE_MVE)
+    const mve_pred16_t lanes = vctp8q((uint32_t)count);
+    const uint8x16_t flip = vdupq_n_u8(DDQ_OFFSET);
+    for (; columns > 0; columns--, to += step, from += depth)
+        vst1q_u8((uint8_t *)to, veorq_u8(vld1q_z_u8(from, lanes), flip));
+#else
+    for (; columns > 0; columns--, to += step, from += depth)
+        ddq_copy_bytes(to, from, count);
+#endif
 }
 
 /* One input row into its place among the rows; `h` may lie beside the image. */
-static void copy_row(const block *b, const uint8_t *x, int h, int width, int8_t *to) {
+static __attribute__((noinline)) void copy_row(const block *b, const uint8_t *x, int h, int width, int8_t *to) {
     const ddq_layer *l = b->layer;
     const int step = l->kernel_h * DDQ_LANES, inside = h >= 0 && h < l->in_h;
     const int begin = inside ? least(l->pad_left, width) : width;
     const int end = inside ? least(l->pad_left + l->in_w, width) : width;
     to = fill_columns(to, l->in_zero, begin, step);
-    if (end > begin)
-        to = copy_columns(b, x, (uint32_t)(h * l->in_w) * l->in_c + (uint32_t)b->first, end - begin, to, step);
-    fill_columns(to, l->in_zero, width - end, step);
+    if (end > begin) {
+        const uint32_t index = (uint32_t)(h * l->in_w) * l->in_c + (uint32_t)b->first;
+        if (l->in_bits == 8)
+            copy_columns(x + index, l->in_c, b->count, end - begin, to, step);
+        else
+            unpack_columns(b, x, index, end - begin, to, step);
+    }
+    fill_columns(to + (end - begin) * step, l->in_zero, width - end, step);
 }
 
 #if defined(__ARM_FEATURE_MVE)
@@ -136,13 +153,16 @@ static inline sums16 window(const int8_t *x, const int8_t *w, int taps, int chun
     return s;
 }
 
-/* The same for chunks of two taps. */
+/* The same for chunks of two taps. Weights of the second are read twice, because sixteen sums leave four registers. */
 static inline sums16 window_of_pairs(const int8_t *x, const int8_t *w, int taps, sums16 s) {
     for (int pairs = taps / 2; pairs > 0; pairs--, x += 2 * DDQ_LANES, w += 2 * DDQ_LANES) {
-        const int8x16_t v = vld1q_s8(x), u = vld1q_s8(w);
-        const int8x16_t next = vld1q_s8(x + DDQ_LANES), factor = vld1q_s8(w + DDQ_LANES);
-        const int16x8_t even = vaddq_s16(vmullbq_int_s8(v, u), vmullbq_int_s8(next, factor));
-        s = widened(s, even, vaddq_s16(vmulltq_int_s8(v, u), vmulltq_int_s8(next, factor)));
+        int8x16_t v = vld1q_s8(x), u = vld1q_s8(w);
+        int16x8_t even = vmullbq_int_s8(v, u), odd = vmulltq_int_s8(v, u);
+        v = vld1q_s8(x + DDQ_LANES);
+        even = vaddq_s16(even, vmullbq_int_s8(v, vld1q_s8(w + DDQ_LANES)));
+        __asm__ volatile("" : "+r"(w));
+        odd = vaddq_s16(odd, vmulltq_int_s8(v, vld1q_s8(w + DDQ_LANES)));
+        s = widened(s, even, odd);
     }
     if (taps % 2) {
         const int8x16_t v = vld1q_s8(x), u = vld1q_s8(w);
