@@ -5,7 +5,8 @@
 2. An ONNX file beside them runs in onnxruntime: every operator on the reference's codes (at most one code apart, in at
    most 1 of 1,000 codes), then the whole file, whose agreement is reported. ONNX rounds once, so its reference is the
    network in the arithmetic ``single``; its agreement with a program of another arithmetic is reported beside.
-3. File sizes are measured, and compared with the price where it is given.
+3. A C project beside them is compiled and run: every code of every tensor on this machine, digests on emulated ones.
+4. File sizes are measured, and compared with the price where it is given.
 
 Shapes: images ``[N, C, H, W]`` float, or their uint8 codes on the input grid.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from numpy.typing import NDArray
 from ddq_search.discrete import DiscreteNetwork
 from ddq_search.errors import ExportError, VerificationError
 from ddq_search.evaluation import IntegerEvaluator
+from ddq_search.export.c.proof import EMULATED, CComparison, CReport
+from ddq_search.export.c.targets import TARGETS, missing
 from ddq_search.export.onnx import ARITHMETIC
 from ddq_search.export.onnx_runtime import Comparison, OnnxComparison, OnnxReport
 from ddq_search.integer import executor
@@ -31,7 +35,7 @@ from ddq_search.integer.lowering import lower, quantize_input
 from ddq_search.integer.program import IntegerProgram
 from ddq_search.integer.serialize import CONSTANTS_FILE, STRUCTURE_FILE, encode, load_program, write_whole
 
-ONNX_FILE, REPORT_FILE = "model.onnx", "verification.json"
+ONNX_FILE, C_FOLDER, REPORT_FILE = "model.onnx", "c", "verification.json"
 CHUNK = 32
 """Samples compared at a time."""
 
@@ -51,6 +55,8 @@ class VerificationReport:
         file_bytes: file name → size.
         priced_flash_bytes: what the cost model asked for the constants, None where not given.
         seconds: how long it took.
+        c: the C part, None where it was not run.
+        c_note: why it was not run.
     """
 
     samples: int
@@ -63,6 +69,8 @@ class VerificationReport:
     file_bytes: Mapping[str, int]
     priced_flash_bytes: int | None
     seconds: float
+    c: CReport | None = None
+    c_note: str = ""
 
     @property
     def bit_exact(self) -> bool:
@@ -72,12 +80,15 @@ class VerificationReport:
     @property
     def flash_as_priced(self) -> bool:
         """Whether the constants take the bytes that were priced (true where no price was given)."""
-        return self.priced_flash_bytes in (None, self.file_bytes[CONSTANTS_FILE])
+        sizes = {self.file_bytes[CONSTANTS_FILE], *([] if self.c is None else [self.c.constants_bytes])}
+        return self.priced_flash_bytes is None or sizes == {self.priced_flash_bytes}
 
     @property
     def passed(self) -> bool:
         """Whether everything that was checked holds."""
-        return self.bit_exact and self.flash_as_priced and (self.onnx is None or self.onnx.passed)
+        return (
+            self.bit_exact and self.flash_as_priced and all(part is None or part.passed for part in (self.onnx, self.c))
+        )
 
     def problems(self) -> list[str]:
         """Returns one line per thing that does not hold."""
@@ -93,7 +104,9 @@ class VerificationReport:
         if not self.flash_as_priced:
             lines.append(
                 f"{CONSTANTS_FILE} has {self.file_bytes[CONSTANTS_FILE]} bytes, priced {self.priced_flash_bytes}"
+                + ("" if self.c is None else f"; constants of the compiled C project {self.c.constants_bytes}")
             )
+        lines += [] if self.c is None else self.c.problems()
         for name, c in (self.onnx.operators if self.onnx else {}).items():
             if not c.within_onnx_bar:
                 lines.append(
@@ -107,6 +120,8 @@ class VerificationReport:
         facts |= {"passed": self.passed, "bit_exact": self.bit_exact, "flash_as_priced": self.flash_as_priced}
         if self.onnx is not None:
             facts["onnx"]["passed"] = self.onnx.passed
+        if self.c is not None:
+            facts["c"]["passed"] = self.c.passed
         return json.dumps({"format": "ddq-search verification", "version": 1, **facts}, indent=1, ensure_ascii=False)
 
 
@@ -117,15 +132,17 @@ def verify_program(
     *,
     priced_flash_bytes: int | None = None,
     strict: bool = False,
+    emulated: Mapping[str, int] = EMULATED,
 ) -> VerificationReport:
     """Returns the proof for the program exported to ``folder`` and writes it there as ``verification.json``.
 
     Args:
         network: the searched network.
-        folder: holds ``program.json``, ``program.bin`` and, if exported, ``model.onnx``.
+        folder: holds ``program.json``, ``program.bin`` and, if exported, ``model.onnx`` and the C project ``c``.
         images: ``[N, ...]`` real inputs, or their uint8 codes; N ≥ 1.
         priced_flash_bytes: the policy's flash price, to compare with the size of the constants.
         strict: whether a failure raises.
+        emulated: emulated target of the C project → samples it runs at most.
 
     Raises:
         VerificationError: the files are damaged or belong to another network, or ``strict`` and a check failed.
@@ -142,14 +159,19 @@ def verify_program(
     evaluator = IntegerEvaluator(expected)
     model, note = _open_onnx(folder / ONNX_FILE, program, network)
     tensors = {name: Comparison() for name in expected.tensors}
-    for start in range(0, len(codes), CHUNK):
-        part = codes[start : start + CHUNK]
-        evaluated = evaluator.run(part)
-        reference = executor.run(program, part)
-        for name, comparison in tensors.items():
-            comparison.add(evaluated[name].cpu().numpy(), reference[name])
-        if model is not None:
-            model.compare(part, reference)
+    c_project, c_note = _open_c(folder / C_FOLDER, program, emulated)
+    with c_project or nullcontext():
+        for start in range(0, len(codes), CHUNK):
+            part = codes[start : start + CHUNK]
+            evaluated = evaluator.run(part)
+            reference = executor.run(program, part)
+            for name, comparison in tensors.items():
+                comparison.add(evaluated[name].cpu().numpy(), reference[name])
+            if model is not None:
+                model.compare(part, reference)
+            if c_project is not None:
+                c_project.compare(part, reference)
+        c_report = c_project.report() if c_project is not None else None
     report = VerificationReport(
         samples=len(codes),
         arithmetic=program.arithmetic,
@@ -165,6 +187,8 @@ def verify_program(
         },
         priced_flash_bytes=priced_flash_bytes,
         seconds=time.monotonic() - started,
+        c=c_report,
+        c_note=c_note,
     )
     try:
         write_whole(folder / REPORT_FILE, report.to_json().encode())
@@ -173,6 +197,13 @@ def verify_program(
     if strict and not report.passed:
         raise VerificationError(f"{folder} does not compute what was searched:\n" + "\n".join(report.problems()))
     return report
+
+
+def _open_c(folder: Path, program: IntegerProgram, emulated: Mapping[str, int]) -> tuple[CComparison | None, str]:
+    if not folder.exists():
+        return None, f"no folder {folder.name} with a C project"
+    gap = missing(TARGETS["host"])
+    return (None, f"could not run: {gap}") if gap else (CComparison(folder, program, emulated), "")
 
 
 def _open_onnx(path: Path, program: IntegerProgram, network: DiscreteNetwork) -> tuple[OnnxComparison | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ddq_search.cli.settings import read_config
 from ddq_search.cli.tables import front_table, trial_table
 from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError, RunError, VerificationError
+from ddq_search.export.c.proof import CReport
 from ddq_search.export.onnx_runtime import OnnxReport
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
@@ -110,8 +112,8 @@ def compare(runs: list[Path], out: Path) -> None:
 
 def export(run: Path, policy: str, format_: str) -> None:
     """Exports a policy."""
-    if format_ not in ("onnx", "program"):
-        raise ConfigError(f"unknown format {format_!r}; available: onnx, program")
+    if format_ not in ("onnx", "program", "c"):
+        raise ConfigError(f"unknown format {format_!r}; available: onnx, program, c")
     problem, record = assembly.open_run(run)
     _export(problem, record, policy, format_)
 
@@ -130,6 +132,15 @@ def _export(problem: Problem, record: RunDirectory, wanted: str, format_: str) -
         export_onnx(program, folder / "model.onnx")
     else:
         (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier export
+    if format_ == "c":
+        from ddq_search.cli.c_project import export_c
+
+        project, notes = export_c(problem, program, policy, folder / "c")
+        tell(f"C project in {project.folder}: constants {project.constants_bytes}, arena {project.arena_bytes} bytes")
+        for line in notes:
+            tell(f"  {line}")
+    else:
+        shutil.rmtree(folder / "c", ignore_errors=True)  # of an earlier export
     price = problem.pricing.price(policy.bits)
     tell(
         f"exported {policy.name} ({trained}) to {folder}: program.bin {(folder / 'program.bin').stat().st_size} bytes, "
@@ -182,9 +193,17 @@ def _verify(problem: Problem, record: RunDirectory, name: str, samples: int) -> 
     state = "bit-exact" if result.bit_exact else "NOT bit-exact"
     tell(f"verify: {state} over {len(result.tensors)} tensors, {codes:,} codes, {result.samples} samples ({name})")
     tell(f"  onnx: {_onnx_line(result.onnx)}" if result.onnx is not None else f"  onnx not run: {result.onnx_note}")
+    tell(f"  C: {_c_line(result.c)}" if result.c is not None else f"  C not run: {result.c_note}")
     for line in result.problems():
         tell(f"  {line}")
     return result.passed
+
+
+def _c_line(c: CReport) -> str:
+    ran = [f"{name} ({result.samples})" for name, result in c.targets.items() if not result.note]
+    not_run = [f"; {name} {result.note}" for name, result in c.targets.items() if result.note]
+    verdict = "bit-exact" if c.passed else "FAILED"
+    return f"{verdict} on {', '.join([f'the host ({c.samples} samples, sanitized)', *ran])}{''.join(not_run)}"
 
 
 def _onnx_line(onnx: OnnxReport) -> str:

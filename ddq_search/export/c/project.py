@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ddq_search.errors import ExportError
+from ddq_search.errors import ExportError, VerificationError
 from ddq_search.export.c.constants import Constants, build_constants
 from ddq_search.export.c.contract import Contract, Sizes, classes_source, header_source
 from ddq_search.export.c.kernels import Kernel
@@ -112,22 +112,22 @@ def read_project(folder: Path) -> dict[str, Any]:
     """Returns what ``project.json`` states, after comparing every file with it.
 
     Raises:
-        ExportError: a file is missing, truncated or edited.
+        VerificationError: a file is missing, truncated or edited.
     """
     path = folder / PROJECT_FILE
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ExportError(f"cannot read {path}: {error}; export the policy again") from error
+        raise VerificationError(f"cannot read {path}: {error}; export the policy again") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != VERSION:
-        raise ExportError(f"{path} is not a C project of this release; export the policy again")
+        raise VerificationError(f"{path} is not a C project of this release; export the policy again")
     stated = facts.get("files")
     if not isinstance(stated, dict) or not {"model.c", "model.h", "model_constants.c"} <= stated.keys():
-        raise ExportError(f"{path} is damaged: it does not list the project's files; export the policy again")
+        raise VerificationError(f"{path} is damaged: it does not list the project's files; export the policy again")
     for name, digest in stated.items():
         file = folder / Path(str(name)).name
         if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise ExportError(f"{file} is missing or was edited after export; export the policy again")
+            raise VerificationError(f"{file} is missing or was edited after export; export the policy again")
     return facts
 
 

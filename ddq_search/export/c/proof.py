@@ -1,11 +1,14 @@
 """The proof of a C project: compiled and run, it computes every code of every tensor that the reference executor does.
 
-On the host every code of every tensor is compared, under the address and undefined-behaviour sanitizers. Other targets
-answer with one 64-bit digest per tensor over all samples.
+On the host every code of every tensor is compared, under the address and undefined-behaviour sanitizers. Emulated
+boards and cores answer with one 64-bit digest per tensor over a few samples. What this machine lacks a tool for is
+named, never passed over.
 """
 
 from __future__ import annotations
 
+import re
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,40 +17,180 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddq_search.errors import VerificationError
-from ddq_search.export.c.ordering import natural_order, order_tensors
+from ddq_search.errors import ExportError, VerificationError
+from ddq_search.export.c.observations import Codes, digest, input_bytes, read_codes, read_digests, sample_hashes
 from ddq_search.export.c.project import read_project
-from ddq_search.export.c.targets import OPTIMISATION, TARGETS, Target, build, run
+from ddq_search.export.c.targets import OPTIMISATION, TARGETS, Target, build, compiler_version, missing, run
+from ddq_search.export.onnx_runtime import Comparison
 from ddq_search.integer.program import IntegerProgram
-from ddq_search.packing import pack_rows, row_bytes, unpack_rows
 
 SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 """What the host's proof is compiled with."""
-FNV_BASIS, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
-Codes = Mapping[str, NDArray[np.uint8]]
+EMULATED: Mapping[str, int] = {"aarch64": 64, "cortex-m4": 16, "cortex-m7": 16, "cortex-m55-clang": 16}
+"""Emulated target → samples it runs at most."""
 
 
 @dataclass(frozen=True)
-class TensorComparison:
-    """How far one tensor's codes are from the reference's.
+class TargetResult:
+    """What one emulated target computed.
 
     Attributes:
-        codes: how many were compared.
-        differing: how many differ.
-        largest_delta: by how much at most.
+        samples: how many inputs it ran.
+        compiler: name and version.
+        differing: tensors whose digest differs from the reference's.
+        note: why it could not run here, empty where it did.
+        failure: what the compiler, the emulator or the program said where it failed.
     """
 
-    codes: int
-    differing: int
-    largest_delta: int
+    samples: int
+    compiler: str
+    differing: tuple[str, ...] = ()
+    note: str = ""
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class CReport:
+    """What became of a C project.
+
+    Attributes:
+        compiler: of the host.
+        flags: of the host.
+        samples: how many inputs the host ran.
+        tensors: tensor → comparison of the host's codes with the executor's.
+        targets: emulated target → its result.
+        kernels: weighted layer → the C function that executes it.
+        constants_bytes: bytes of the arrays of constants in the compiled program.
+        arena_bytes: bytes of the arena in the compiled program.
+        planned_arena_bytes: what the planner laid out.
+        file_bytes: size of all files of the project.
+    """
+
+    compiler: str
+    flags: tuple[str, ...]
+    samples: int
+    tensors: Mapping[str, Comparison]
+    targets: Mapping[str, TargetResult]
+    kernels: Mapping[str, str]
+    constants_bytes: int
+    arena_bytes: int
+    planned_arena_bytes: int
+    file_bytes: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that ran agrees."""
+        return not self.problems()
+
+    def problems(self) -> list[str]:
+        """Returns one line per tensor that differs."""
+        lines = [f"C on the host, tensor {name!r}: {c}" for name, c in self.tensors.items() if c.differing]
+        if self.arena_bytes != self.planned_arena_bytes:
+            lines.append(f"C: the arena has {self.arena_bytes} bytes, planned {self.planned_arena_bytes}")
+        for name, result in self.targets.items():
+            lines += [f"C on {name}: {result.failure}"] if result.failure else []
+            lines += [f"C on {name}, tensor {tensor!r}: its digest differs" for tensor in result.differing]
+        return lines
+
+
+class CComparison:
+    """A C project compiled for this machine and, at the end, for emulated ones.
+
+    Use as a context manager: it compiles into a temporary folder.
+
+    Raises:
+        VerificationError: the project was edited, belongs to another program, or does not compile.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        program: IntegerProgram,
+        targets: Mapping[str, int] = EMULATED,
+        flags: Sequence[str] = SANITIZED,
+    ) -> None:
+        self.folder, self.program, self.emulated, self.flags = folder, program, targets, tuple(flags)
+        self.facts = read_project(folder)
+        if (self.facts["policy_sha256"], self.facts["arithmetic"]) != (program.policy_sha256, program.arithmetic):
+            raise VerificationError(f"{folder} belongs to another policy or arithmetic; export again")
+        self._work = tempfile.TemporaryDirectory()
+        self._tensors = {step.name: Comparison() for step in program.steps}
+        self._inputs: list[NDArray[np.uint8]] = []
+        self._hashes: list[dict[str, NDArray[np.uint64]]] = []
+        self._kept = 0
+        try:
+            self._elf = build_project(TARGETS["host"], folder, self._path("host"), self.flags)
+        except ExportError as error:
+            self.close()
+            raise VerificationError(f"{folder}: {error}") from error
+
+    def __enter__(self) -> CComparison:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes what was compiled."""
+        self._work.cleanup()
+
+    def compare(self, inputs: NDArray[np.uint8], reference: Codes) -> None:
+        """Runs the host's program on input codes ``[N, ...]`` and compares with the executor's codes."""
+        found = run_codes(TARGETS["host"], self._elf, self.program, inputs)
+        for name, comparison in self._tensors.items():
+            comparison.add(found[name], reference[name])
+        wanted = max(self.emulated.values(), default=0) - self._kept
+        if wanted > 0:
+            kept = {name: codes[:wanted] for name, codes in reference.items()}
+            self._inputs.append(inputs[:wanted])
+            self._hashes.append(sample_hashes(self.program, kept))
+            self._kept += len(self._inputs[-1])
+
+    def report(self) -> CReport:
+        """Runs the emulated targets and returns everything that was found."""
+        sizes = symbol_bytes(TARGETS["host"], build_project(TARGETS["host"], self.folder, self._path("plain")))
+        header = (self.folder / "model_constants.h").read_text(encoding="utf-8")
+        constants = re.findall(r"^extern const \w+ (\w+)\[\d+\];$", header, re.MULTILINE)
+        return CReport(
+            compiler=compiler_version(TARGETS["host"]),
+            flags=self.flags,
+            samples=next(iter(self._tensors.values())).codes // int(np.prod(self.program.input.shape)),
+            tensors=self._tensors,
+            targets={name: self._emulate(TARGETS[name], samples) for name, samples in self.emulated.items()},
+            kernels=self.facts["kernels"],
+            constants_bytes=sum(sizes[name] for name in constants),
+            arena_bytes=sizes["arena"],
+            planned_arena_bytes=self.facts["arena_bytes"],
+            file_bytes=sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file()),
+        )
+
+    def _path(self, name: str) -> Path:
+        return Path(self._work.name) / name / "main"
+
+    def _emulate(self, target: Target, samples: int) -> TargetResult:
+        if gap := missing(target):
+            return TargetResult(0, "", note=f"could not run: {gap}")
+        try:
+            inputs = np.concatenate(self._inputs)[:samples]
+            elf = build_project(target, self.folder, self._path(target.name))
+            found = run_digests(target, elf, self.program, inputs)
+        except (ExportError, VerificationError) as error:
+            large = [line for line in str(error).splitlines() if "overflowed by" in line or "will not fit" in line]
+            if large:  # the linker: the network is larger than the emulated board's memory
+                return TargetResult(0, compiler_version(target), note=f"could not run: {large[0]}")
+            return TargetResult(0, compiler_version(target), failure=str(error))
+        hashes = {name: np.concatenate([part[name] for part in self._hashes])[:samples] for name in found}
+        differing = tuple(name for name, value in found.items() if value != digest(hashes[name]))
+        return TargetResult(len(inputs), compiler_version(target), differing)
 
 
 def build_project(target: Target, folder: Path, elf: Path, flags: Sequence[str] = OPTIMISATION) -> Path:
     """Compiles a project into a program for a target.
 
     Raises:
-        ExportError: the project was edited, a tool is missing, or the sources do not compile.
+        VerificationError: the project was edited.
+        ExportError: a tool is missing, or the sources do not compile.
     """
     read_project(folder)
     return build(target, sorted(folder.glob("*.c")), elf, flags)
@@ -65,6 +208,13 @@ def run_digests(target: Target, elf: Path, program: IntegerProgram, inputs: NDAr
     return read_digests(program, _run(target, elf, "digests", program, inputs))
 
 
+def symbol_bytes(target: Target, elf: Path) -> dict[str, int]:
+    """Returns symbol → bytes of a compiled program, those without a size left out."""
+    listed = subprocess.run([target.symbols, "-S", str(elf)], capture_output=True, text=True, check=True).stdout
+    fields = [line.split() for line in listed.splitlines()]
+    return {parts[3]: int(parts[1], 16) for parts in fields if len(parts) == 4}
+
+
 def _run(target: Target, elf: Path, mode: str, program: IntegerProgram, inputs: NDArray[np.uint8]) -> bytes:
     (elf.parent / "input.bin").write_bytes(input_bytes(program, inputs))
     result = elf.parent / "output.bin"
@@ -74,89 +224,3 @@ def _run(target: Target, elf: Path, mode: str, program: IntegerProgram, inputs: 
         said = (done.stdout + done.stderr).strip()[-2000:]
         raise VerificationError(f"the C program failed on {target.name} ({done.returncode}): {said or 'no message'}")
     return result.read_bytes()
-
-
-def stored_rows(program: IntegerProgram, codes: Codes) -> dict[str, NDArray[np.uint8]]:
-    """Returns tensor → ``[N, bytes]`` the packed codes as they lie in the arena when the tensor is complete."""
-    ordering = order_tensors(program)
-    result = {}
-    for name, values in codes.items():
-        rows = values.reshape(len(values), -1)[:, natural_order(ordering.written[name])]
-        packed = pack_rows(rows, program.tensors[name].grid.bits)
-        result[name] = np.frombuffer(packed, np.uint8).reshape(len(rows), -1)
-    return result
-
-
-def input_bytes(program: IntegerProgram, inputs: NDArray[np.uint8]) -> bytes:
-    """Returns the file that the C program reads for input codes ``[N, ...]``."""
-    return stored_rows(program, {program.input.name: inputs})[program.input.name].tobytes()
-
-
-def read_codes(program: IntegerProgram, data: bytes, samples: int) -> dict[str, NDArray[np.uint8]]:
-    """Returns every tensor's codes from what ``main codes`` wrote.
-
-    Raises:
-        VerificationError: the file does not hold the tensors of that many samples.
-    """
-    ordering = order_tensors(program)
-    sizes = {name: int(np.prod(tensor.shape)) for name, tensor in program.tensors.items()}
-    widths = {name: row_bytes(size, program.tensors[name].grid.bits) for name, size in sizes.items()}
-    if len(data) != samples * sum(widths.values()):
-        raise VerificationError(f"the C program wrote {len(data)} bytes instead of {samples * sum(widths.values())}")
-    rows = np.frombuffer(data, np.uint8).reshape(samples, -1)
-    result: dict[str, NDArray[np.uint8]] = {}
-    start = 0
-    for step in program.steps:
-        tensor, width = program.tensors[step.name], widths[step.name]
-        packed = rows[:, start : start + width].tobytes()
-        start += width
-        found = unpack_rows(packed, samples, sizes[step.name], tensor.grid.bits, signed=False)
-        codes = np.empty_like(found, np.uint8)
-        codes[:, natural_order(ordering.written[step.name])] = found
-        result[step.name] = codes.reshape(samples, *tensor.shape)
-    return result
-
-
-def tensor_digests(program: IntegerProgram, codes: Codes) -> dict[str, int]:
-    """Returns what ``main digests`` must write: tensor → FNV-1a over the FNV-1a of every sample's packed codes."""
-    result = {}
-    for name, rows in stored_rows(program, codes).items():
-        hashes = np.full(len(rows), FNV_BASIS, np.uint64)
-        for column in rows.T:
-            hashes = (hashes ^ column) * FNV_PRIME
-        digest = int(FNV_BASIS)
-        for byte in hashes.astype("<u8").tobytes():
-            digest = (digest ^ byte) * int(FNV_PRIME) & (2**64 - 1)
-        result[name] = digest
-    return result
-
-
-def read_digests(program: IntegerProgram, data: bytes) -> dict[str, int]:
-    """Returns the digests that ``main digests`` wrote.
-
-    Raises:
-        VerificationError: the file does not hold one digest per tensor.
-    """
-    if len(data) != 8 * len(program.steps):
-        raise VerificationError(f"the C program wrote {len(data)} bytes instead of {8 * len(program.steps)}")
-    values = np.frombuffer(data, "<u8")
-    return {step.name: int(value) for step, value in zip(program.steps, values, strict=True)}
-
-
-def compare_codes(found: Codes, reference: Codes) -> dict[str, TensorComparison]:
-    """Returns the comparison of every tensor."""
-    result = {}
-    for name, expected in reference.items():
-        delta = np.abs(found[name].astype(np.int32) - expected.astype(np.int32))
-        result[name] = TensorComparison(delta.size, int((delta > 0).sum()), int(delta.max(initial=0)))
-    return result
-
-
-def prove_on_host(
-    program: IntegerProgram, folder: Path, inputs: NDArray[np.uint8], reference: Codes
-) -> dict[str, TensorComparison]:
-    """Compiles a project with sanitizers and compares all codes of all tensors with the reference executor's."""
-    host = TARGETS["host"]
-    with tempfile.TemporaryDirectory() as work:
-        elf = build_project(host, folder, Path(work) / "main", SANITIZED)
-        return compare_codes(run_codes(host, elf, program, inputs), reference)

@@ -8,7 +8,6 @@
  * serves targets that have files but no command line. A digest is FNV-1a over the 8 bytes, lowest first, of each
  * sample's FNV-1a over the packed codes.
  */
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,6 +63,17 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+/* Small C libraries print no 64-bit numbers. */
+static const char *decimal(uint64_t value) {
+    static char text[21];
+    char *digit = text + sizeof text - 1;
+    do {
+        *--digit = (char)('0' + value % 10);
+        value /= 10;
+    } while (value);
+    return digit;
+}
+
 /* Runs the network `runs` times once per layer that is measured, so that one array of values is enough. */
 static int bench(FILE *file, int runs) {
     static uint64_t values[MAX_RUNS];
@@ -83,7 +93,7 @@ static int bench(FILE *file, int runs) {
             }
         }
         qsort(values, (size_t)runs, sizeof values[0], ascending);
-        fprintf(file, "%s,%" PRIu64 ",%s\n", model_layers[wanted], values[runs / 2], ddq_unit());
+        fprintf(file, "%s,%s,%s\n", model_layers[wanted], decimal(values[runs / 2]), ddq_unit());
     }
     return ferror(file);
 }
