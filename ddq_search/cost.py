@@ -24,6 +24,8 @@ from ddq_search.space import Legality, SearchSpace
 
 LATENCY, FLASH, PEAK_RAM = "latency_s", "flash_bytes", "peak_ram_bytes"
 BIT_OPERATIONS, ENERGY = "bit_operations", "energy_j"
+PRICED_AT_ONCE = 2048
+"""Policies priced in one block by `CostTables.price_many`; bounds memory, not results."""
 COSTS = (LATENCY, FLASH, PEAK_RAM, BIT_OPERATIONS, ENERGY)
 
 
@@ -155,6 +157,43 @@ class CostTables:
     def price(self, policy: Mapping[str, int]) -> dict[str, float]:
         """Returns the cost of a policy (variable name → bitwidth): `expected` at one-hot, nothing else."""
         return {cost: float(value) for cost, value in self.expected(self.one_hot(policy)).items()}
+
+    def price_many(
+        self, choices: NDArray[np.integer], costs: Sequence[str] | None = None
+    ) -> dict[str, NDArray[np.float64]]:
+        """Returns the costs ``[N]`` of many policies by name: `price` of each, by looking tables up.
+
+        Args:
+            choices: ``[N, V]`` index of the chosen candidate of every variable, in the order of the search space.
+            costs: which costs; default: all.
+
+        Raises:
+            CostError: a choice is not the index of a candidate.
+        """
+        sizes = np.array([len(variable.candidates) for variable in self.space.variables])
+        if choices.ndim != 2 or choices.shape[1] != len(sizes) or (choices < 0).any() or (choices >= sizes).any():
+            raise CostError(f"choices {choices.shape} are not [N, {len(sizes)}] indices of candidates")
+        wanted = self.costs if costs is None else tuple(costs)
+        certain = torch.from_numpy(np.ascontiguousarray(choices, dtype=np.int64))
+        parts = [self._look_up(block, wanted) for block in certain.split(PRICED_AT_ONCE)]
+        return {cost: torch.cat([part[cost] for part in parts]).numpy() for cost in wanted}
+
+    def _look_up(self, choices: torch.Tensor, costs: Sequence[str]) -> dict[str, torch.Tensor]:
+        rows = choices.double()
+        result = {}
+        for cost in costs:
+            tables, where, steps = self._plans[cost]
+            strides = rows.new_zeros(rows.shape[1] + 1, len(tables))  # the dummy variable's choice is 0
+            for axis in range(3):
+                strides[where[:, axis], torch.arange(len(tables))] += self._width ** (2 - axis)
+            index = (rows @ strides[:-1]).long() + torch.arange(len(tables)) * self._width**3
+            values = tables.flatten()[index]
+            if cost == PEAK_RAM:
+                sums = values.new_zeros(len(values), int(steps.max()) + 1)
+                result[cost] = sums.index_add(-1, steps, values).amax(-1)
+            else:
+                result[cost] = values.sum(-1)
+        return result
 
 
 def _smooth_gradient_max(sums: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, CostTables, Factor
 from ddq_search.errors import CostError
+from ddq_search.space import build_space
+from hardware_models import contract, cost_model
 from tests.toys import all_policies, by_hand, toy_space, toy_tables
 
 SPACES = st.lists(st.sampled_from([(8,), (2, 8), (4, 8), (2, 4, 8)]), min_size=1, max_size=4)
@@ -99,3 +101,23 @@ def test_policy_outside_the_candidates_is_refused():
         tables.price({"weights/v0": 4, "weights/v1": 4})
     with pytest.raises(CostError, match="'weights/v1': None bits"):
         tables.price({"weights/v0": 2})
+
+
+@pytest.mark.parametrize("device", ["cortex-a53-rpi3-lowbit-neon", "cortex-m7-stm32h743-cmsis-nn"])
+def test_many_policies_cost_what_each_costs(device):
+    graph, cost = contract.example_graphs()["unusual"], cost_model(device)
+    space = build_space(graph, cost)
+    tables = CostTables(space, cost.factors(graph, space))
+    generator = np.random.default_rng(0)
+    choices = np.stack([generator.integers(0, len(v.candidates), 40) for v in space.variables], 1)
+    prices = tables.price_many(choices)
+    for row, choice in enumerate(choices):
+        policy = {v.name: v.candidates[index] for v, index in zip(space.variables, choice, strict=True)}
+        assert tables.price(policy) == {name: values[row] for name, values in prices.items()}
+    assert list(tables.price_many(choices, ["flash_bytes"])) == ["flash_bytes"]
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 1), int), np.full((1, 2), 9), np.full((1, 2), -1)])
+def test_choices_that_are_none(wrong):
+    with pytest.raises(CostError, match=r"indices of candidates"):
+        toy_tables([(2, 8), (4,)], 0).price_many(wrong)
