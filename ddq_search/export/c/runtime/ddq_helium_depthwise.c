@@ -153,17 +153,26 @@ static inline sums16 window(const int8_t *x, const int8_t *w, int taps, int chun
     return s;
 }
 
-/* The same for chunks of two taps. Weights of the second are read twice, because sixteen sums leave four registers. */
+/* The same for chunks of two taps. Assembly because sixteen sums leave four registers: the second weights are read
+ * twice, where compilers spill sums. */
 static inline sums16 window_of_pairs(const int8_t *x, const int8_t *w, int taps, sums16 s) {
-    for (int pairs = taps / 2; pairs > 0; pairs--, x += 2 * DDQ_LANES, w += 2 * DDQ_LANES) {
-        int8x16_t v = vld1q_s8(x), u = vld1q_s8(w);
-        int16x8_t even = vmullbq_int_s8(v, u), odd = vmulltq_int_s8(v, u);
-        v = vld1q_s8(x + DDQ_LANES);
-        even = vaddq_s16(even, vmullbq_int_s8(v, vld1q_s8(w + DDQ_LANES)));
-        __asm__ volatile("" : "+r"(w));
-        odd = vaddq_s16(odd, vmulltq_int_s8(v, vld1q_s8(w + DDQ_LANES)));
-        s = widened(s, even, odd);
-    }
+    int pairs = taps / 2;
+    if (pairs > 0)
+        __asm__ volatile("dls lr, %[n]\n"
+                         "2:\n\t"
+                         "vldrb.u8 q4, [%[x]], #16\n\tvldrb.u8 q5, [%[w]], #32\n\tvmullb.s8 q6, q4, q5\n\t"
+                         "vldrb.u8 q7, [%[w], #-16]\n\tvmullt.s8 q4, q4, q5\n\tvldrb.u8 q5, [%[x]], #16\n\t"
+                         "vmullb.s8 q7, q5, q7\n\tvadd.i16 q6, q6, q7\n\tvldrb.u8 q7, [%[w], #-16]\n\t"
+                         "vmullt.s8 q5, q5, q7\n\tvadd.i16 q4, q4, q5\n\t"
+                         "vmovlb.s16 q5, q6\n\tvadd.i32 %q[s0], %q[s0], q5\n\t"
+                         "vmovlt.s16 q6, q6\n\tvadd.i32 %q[s1], %q[s1], q6\n\t"
+                         "vmovlb.s16 q5, q4\n\tvadd.i32 %q[s2], %q[s2], q5\n\t"
+                         "vmovlt.s16 q4, q4\n\tvadd.i32 %q[s3], %q[s3], q4\n\t"
+                         "le lr, 2b"
+                         : [x] "+r"(x), [w] "+r"(w), [s0] "+w"(s.lanes[0]), [s1] "+w"(s.lanes[1]),
+                           [s2] "+w"(s.lanes[2]), [s3] "+w"(s.lanes[3])
+                         : [n] "r"(pairs)
+                         : "q4", "q5", "q6", "q7", "lr", "memory");
     if (taps % 2) {
         const int8x16_t v = vld1q_s8(x), u = vld1q_s8(w);
         s = widened(s, vmullbq_int_s8(v, u), vmulltq_int_s8(v, u));
