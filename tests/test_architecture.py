@@ -17,9 +17,10 @@ PACKAGES = ("ddq_search", *SATELLITES)
 FLOORS = (
     ("errors", "precision"),
     ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
-     "layer_shape", "schedule"),
+     "layer_shape", "schedule", "contraction"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
-     "interchange", "quantizer_recipe", "training", "evaluation", "record", "config", "integer", "problem", "gate_training"),
+     "interchange", "quantizer_recipe", "training", "evaluation", "record", "config", "integer", "problem",
+     "gate_training"),
     ("search", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip

@@ -46,6 +46,7 @@ SURFACE = {
         "model", "--device", "--data", "--pin", "--set", "--input", "--classes", "--json", "--graphml",
     ],
     "price": ["run", "--policy"],
+    "policy": ["run", "--policy", "--to", "--out"],
     "evaluate": ["run", "--policy", "--split"],
     "devices": ["name"],
     "models": [],
@@ -165,6 +166,26 @@ def test_price_and_evaluate_an_edited_policy(call: Call, run: Path, tmp_path: Pa
     code, out, _ = call("evaluate", run, "--policy", edited)
     assert code == 0
     assert "-edited (supernet weights" in out
+
+
+@pytest.mark.parametrize(("to", "name"), [("csv", "p.csv"), ("recipe", "p.json"), ("json", "p.json")])
+def test_a_policy_leaves_and_comes_back_in_every_format(
+    call: Call, run: Path, tmp_path: Path, to: str, name: str
+) -> None:
+    best = json.loads((run / "front.json").read_text())["best"]
+    code, out, _ = call("policy", run, "--to", to, "-o", tmp_path / name)
+    assert code == 0
+    assert f"{best} written to" in out
+    assert ("AI Edge Quantizer has no kernels for" in out) == (to == "recipe")
+    priced = call("price", run)
+    assert priced[0] == 0
+    assert call("price", run, "--policy", tmp_path / name) == priced
+    code, out, _ = call("policy", run, "--policy", tmp_path / name, "--to", to)
+    assert code == 0
+    assert out.split() == (tmp_path / name).read_text().split()
+    (tmp_path / name).write_text((tmp_path / name).read_text().replace("8", "5"))
+    _refused(call("price", run, "--policy", tmp_path / name), name)
+    _refused(call("policy", run, "--to", "yaml"), "unknown policy format 'yaml'; available: json, csv, recipe")
 
 
 def test_a_finished_run_answers_again(call: Call, run: Path) -> None:

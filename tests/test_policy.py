@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
+from pydantic import ValidationError
 
 from ddq_search.errors import PolicyError
-from ddq_search.policy import Policy, read_policy, uniform
+from ddq_search.policy import SCHEMA_FILE, Policy, PolicyDocument, json_schema, read_policy, uniform
 from ddq_search.space import SearchSpace, Variable
 
 SPACE = SearchSpace(
@@ -58,6 +60,12 @@ def test_round_trip(tmp_path):
         (document(weights={"conv1": [4]}), "'weights/conv1' at"),
         (document(weights={"conv1": None}), "'weights/conv1' at None bits"),
         (document(activations={"input": 4, "conv1": 8}), "'activations/input' at 4 bits"),
+        (document(weights={"conv9": 0}), "'weights/conv9' at 0 bits; a bitwidth is a whole number up to 32"),
+        (document(weight={"conv1": 4}), "'weight': Extra inputs are not permitted"),
+        (document(name=3), "'name': Input should be a valid string"),
+        (document(facts=[]), "'facts': Input should be a valid dictionary"),
+        ('{"format": 1, "format": 2}', "is not JSON: the key 'format' is given twice"),
+        ("[" * 100_000, "is not JSON"),
     ],
 )
 def test_mistakes_are_named(tmp_path, content, message):
@@ -78,3 +86,52 @@ def test_uniform_takes_the_widest_candidate_not_above():
     assert list(uniform(SPACE, 8, 8).values()) == [8, 8, 8]
     assert list(uniform(SPACE, 6, 6).values()) == [8, 4, 4]
     assert list(uniform(SPACE, 2, 2).values()) == [8, 2, 4]
+
+
+def test_the_shipped_schema_is_that_of_the_reader():
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema.keys() == json_schema().keys()
+    assert schema["properties"] == json_schema()["properties"]
+    assert schema["required"] == json_schema()["required"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "valid"),
+    [
+        ({}, True),
+        ({"$schema": "https://example.org/policy.schema.json"}, True),
+        ({"facts": None, "name": "größe"}, True),
+        ({"weights": {'a "b"\n': 32}, "activations": {}}, True),
+        ({"version": 2}, False),
+        ({"format": "policy"}, False),
+        ({"weights": None}, False),
+        ({"weights": {"a": 33}}, False),
+        ({"weights": {"a": 0}}, False),
+        ({"weights": {"a": "8"}}, False),
+        ({"weights": {"a": True}}, False),
+        ({"weights": {"a": 4.5}}, False),
+        ({"activations": [8]}, False),
+        ({"facts": 3}, False),
+        ({"origin": None}, False),
+        ({"comment": ""}, False),
+    ],
+)
+def test_schema_and_reader_accept_the_same(changes, valid):
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    assert jsonschema.Draft202012Validator(schema).is_valid(document(**changes)) is valid
+    try:
+        PolicyDocument.model_validate(document(**changes))
+    except ValidationError:
+        assert not valid
+    else:
+        assert valid
+
+
+@pytest.mark.parametrize("key", ["format", "version", "weights", "activations"])
+def test_schema_and_reader_need_the_same(key):
+    incomplete = {k: v for k, v in document().items() if k != key}
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    assert not jsonschema.Draft202012Validator(schema).is_valid(incomplete)
+    with pytest.raises(ValidationError):
+        PolicyDocument.model_validate(incomplete)

@@ -42,7 +42,7 @@ Pins = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any key of the configuration; repeatable")
 ]
-PolicyName = Annotated[str, typer.Option("--policy", help="best, a policy's name, or a policy file")]
+PolicyName = Annotated[str, typer.Option("--policy", help="best, a policy's name, or a policy file (.json, .csv)")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -134,7 +134,9 @@ def compare(
 def export(
     run: Run,
     policy: PolicyName = "best",
-    format_: Annotated[str, typer.Option("--format", help="onnx (QDQ) or program (integer program only)")] = "onnx",
+    format_: Annotated[
+        str, typer.Option("--format", help="onnx (QDQ), c (C99 project) or program (integer program only)")
+    ] = "onnx",
 ) -> None:
     """Exports a policy: the integer program with packed weights, and ONNX QDQ."""
     from ddq_search.cli import runs
@@ -184,6 +186,21 @@ def price(run: Run, policy: PolicyName = "best") -> None:
     from ddq_search.cli import lookups
 
     lookups.price(run, policy)
+
+
+@app.command()
+def policy(
+    run: Run,
+    policy: PolicyName = "best",
+    to: Annotated[
+        str, typer.Option("--to", help="json, csv (one row per layer) or recipe (AI Edge Quantizer)")
+    ] = "json",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write [default: the terminal]")] = None,
+) -> None:
+    """Writes a policy of a run, or a policy file, in a format that other tools read."""
+    from ddq_search.cli import lookups
+
+    lookups.convert(run, policy, to, out)
 
 
 @app.command()

@@ -13,7 +13,8 @@ import torch
 from ddq_search.budget import LABELS, show
 from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError, PolicyError, RunError
-from ddq_search.policy import Policy, read_policy
+from ddq_search.interchange import SUFFIXES, read_any_policy
+from ddq_search.policy import Policy
 from ddq_search.problem import Problem, inputs, pose
 from ddq_search.record import RunDirectory
 from ddq_search.supernet import Supernet
@@ -186,9 +187,10 @@ def find_policy(problem: Problem, record: RunDirectory, wanted: str) -> Policy:
         wanted = str(front_document(record)["best"])
     if wanted in known:
         return known[wanted]
-    if Path(wanted).suffix != ".json" and not Path(wanted).exists():
-        raise PolicyError(f"no policy {wanted!r} in {record.path}; it has {', '.join(known)}; a file must end in .json")
-    policy = read_policy(Path(wanted), problem.space)
+    if Path(wanted).suffix.lower() not in SUFFIXES and not Path(wanted).exists():
+        endings = " or ".join(SUFFIXES)
+        raise PolicyError(f"no policy {wanted!r} in {record.path}; it has {', '.join(known)}; a file ends in {endings}")
+    policy = read_any_policy(Path(wanted), problem.space, problem.graph)
     same = [p for p in known.values() if dict(p.bits) == dict(policy.bits)]
     return same[0] if same else replace(policy, name=_fresh_name(policy.name, known), origin="user")
 

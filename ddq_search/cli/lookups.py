@@ -1,4 +1,4 @@
-"""The commands that show something: inspect, price, evaluate, devices, models."""
+"""The commands that show something: inspect, price, policy, evaluate, devices, models."""
 
 from __future__ import annotations
 
@@ -58,6 +58,26 @@ def price(run: Path, policy: str) -> None:
         table.add_row(*row)
     console.print(table)
     tell(f"latency is {problem.device.calibration}")
+
+
+def convert(run: Path, policy: str, to: str, out: Path | None) -> None:
+    """Writes a policy in a format of `ddq_search.interchange`."""
+    from ddq_search.cli import assembly
+    from ddq_search.interchange import write_policy
+    from ddq_search.quantizer_recipe import unsupported
+    from ddq_search.record import write_atomically
+
+    problem, record = assembly.open_run(run)
+    chosen = assembly.find_policy(problem, record, policy)
+    text = write_policy(chosen, problem.space, problem.graph, to)
+    if out is None:
+        tell(text.replace("\r\n", "\n").rstrip("\n"))
+        return
+    write_atomically(out, text.encode())
+    tell(f"{chosen.name} written to {out}")
+    beyond = unsupported(chosen, problem.space, problem.graph)
+    if to == "recipe" and beyond:
+        tell(f"AI Edge Quantizer has no kernels for {len(beyond)} of its operations: {', '.join(beyond)}")
 
 
 def evaluate(run: Path, policy: str, split: str) -> None:
