@@ -193,7 +193,7 @@ static void run(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scrat
     int8_t *columns = (int8_t *)scratch;
     tiling t = {bits, k, depth, rows, column_bytes, columns, columns, (int32_t *)(void *)(scratch + PIXELS * padded), rows3,
                 rows1, {{columns, columns + column_bytes, columns + 2 * column_bytes}, row_bytes, row_bytes,
-                        -row_bytes & (DDQ_LANES - 1), 0, 0}};
+                        -row_bytes & (DDQ_LANES - 1), 0, 0, 0, 0}};
     if (dense)
         multiply(l, x, y, &t);
     else

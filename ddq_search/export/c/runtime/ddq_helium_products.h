@@ -40,11 +40,12 @@ static inline void spread(int8_t *column, int k, int bits) {
 /* Rows of weights times columns until `sums` reaches `end`; the assembly knows the offsets of the fields. */
 typedef struct {
     const int8_t *column[PIXELS];
-    int step; /* bytes from a row of weights to the next; 0 repeats a row */
+    int step; /* bytes from a row of weights to the next; 0 repeats the row */
     int row_bytes;
     int overshoot; /* bytes that pointers of whole vectors move past a row */
     int32_t *sums;
     const int32_t *end;
+    int second, third; /* of four rows: bytes from the second to the third, from the third to the fourth */
 } products_job;
 
 typedef void product_rows(const uint8_t *row, products_job *job);
@@ -83,9 +84,9 @@ typedef void product_rows(const uint8_t *row, products_job *job);
     COLUMN1 MID1(n, "q0", "q5", "r0") MID1(n, "q1", "q6", "r2") MID1(n, "q2", "q5", "r4") MID1(n, "q3", "q6", "r6")
 #define ROWS1(mask, body)                                                                                              \
     "vmov.i8 q7, #" mask "\n\tldr r8, [r12, #24]\n\tldr r10, [r12, #12]\n"                                             \
-    "3:\n\tldr r11, [r12]\n\tldr lr, [r12, #16]\n\t"                                                                   \
-    "movs r0, #0\n\tmovs r2, #0\n\tmovs r4, #0\n\tmovs r6, #0\n\t"                                                     \
-    "add r3, r1, r10\n\tadd r5, r3, r10\n\tadd r9, r5, r10\n\tdlstp.8 lr, lr\n"                                        \
+    "3:\n\tldr r11, [r12]\n\tldr lr, [r12, #16]\n\tldrd r0, r2, [r12, #32]\n\t"                                       \
+    "add r3, r1, r10\n\tadd r5, r3, r0\n\tadd r9, r5, r2\n\tdlstp.8 lr, lr\n\t"                                        \
+    "movs r0, #0\n\tmovs r2, #0\n\tmovs r4, #0\n\tmovs r6, #0\n"                                                       \
     "2:\n\t" body "letp lr, 2b\n\t"                                                                                    \
     "ldrd r3, r5, [r12, #20]\n\tldr lr, [r12, #28]\n\tsub r1, r9, r3\n\tstm r8!, {r0, r2, r4, r6}\n\t"                 \
     "cmp r8, lr\n\tbne 3b"
@@ -128,9 +129,11 @@ static void rows3(const uint8_t *row, products_job *job, int bits) {
 }
 
 static void rows1(const uint8_t *row, products_job *job, int bits) {
-    for (; job->sums != job->end; job->sums += 4, row += 4 * job->row_bytes)
+    for (; job->sums != job->end; job->sums += 4, row += 4 * job->row_bytes) {
+        const int rows[4] = {0, job->step, job->step + job->second, job->step + job->second + job->third};
         for (int i = 0; i < 4; i++)
-            job->sums[i] = product(row + i * job->step, job->row_bytes, job->column[0], bits);
+            job->sums[i] = product(row + rows[i], job->row_bytes, job->column[0], bits);
+    }
 }
 
 #define PRODUCT_ROWS(name, function, bits)                                                                             \
@@ -157,18 +160,19 @@ static inline void products3(product_rows *run, products_job *job, const uint8_t
     }
 }
 
-/* Sums of every row of weights with one column: four rows at a time; the last four may overlap those before. */
+/* Sums of every row of weights with one column, four rows at a time: the last four may overlap those before, and what
+ * lacks of four repeats the last row. */
 static inline void products1(product_rows *run, products_job *job, const uint8_t *row, int rows, int32_t *sums) {
-    const int fours = rows / 4 * 4;
-    job->step = rows < 4 ? 0 : job->row_bytes;
+    job->step = rows > 1 ? job->row_bytes : 0;
+    job->second = rows > 2 ? job->row_bytes : 0;
+    job->third = rows > 3 ? job->row_bytes : 0;
     job->sums = sums;
-    job->end = sums + fours;
-    if (fours)
-        run(row, job);
-    for (int c = fours ? rows - 4 : 0; rows != fours && c < (fours ? rows - 3 : rows); c++) {
-        job->sums = sums + c;
-        job->end = sums + c + 4;
-        run(row + c * job->row_bytes, job);
+    job->end = sums + (rows < 4 ? 4 : rows / 4 * 4);
+    run(row, job);
+    if (rows > 4 && rows % 4) {
+        job->sums = sums + rows - 4;
+        job->end = sums + rows;
+        run(row + (rows - 4) * job->row_bytes, job);
     }
 }
 
