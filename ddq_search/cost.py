@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddq_search.arithmetic import Arithmetic
+from ddq_search.contraction import Contraction, merged
 from ddq_search.errors import CostError
 from ddq_search.graph import ModelGraph
 from ddq_search.space import Legality, SearchSpace
@@ -82,31 +83,27 @@ class CostTables:
         self.space = space
         self.factors = tuple(factors)
         self.costs = tuple(cost for cost in COSTS if any(f.cost == cost for f in factors))
-        self._index = {variable.name: i for i, variable in enumerate(space.variables)}
+        index = {variable.name: i for i, variable in enumerate(space.variables)}
         self._width = max(len(variable.candidates) for variable in space.variables)
-        self._plans = {cost: self._compile([f for f in self.factors if f.cost == cost]) for cost in self.costs}
-
-    def _compile(self, factors: list[Factor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pads the tables to ``[F, C, C, C]``; unused axes point at a dummy variable whose first choice is certain."""
-        dummy = len(self.space.variables)
-        tables = np.zeros((len(factors), self._width, self._width, self._width))
-        where = np.full((len(factors), 3), dummy)
-        for row, factor in enumerate(factors):
+        self._sizes = {variable.name: len(variable.candidates) for variable in space.variables}
+        self._single: dict[str, Contraction] = {}
+        self._summed: dict[str, Contraction] = {}
+        for factor in self.factors:
             self._check(factor)
-            block = factor.table.reshape(factor.table.shape + (1,) * (3 - factor.table.ndim))
-            sizes: list[int] = list(block.shape)
-            tables[row, : sizes[0], : sizes[1], : sizes[2]] = block
-            where[row, : len(factor.variables)] = [self._index[name] for name in factor.variables]
-        steps = np.array([0 if factor.step is None else factor.step for factor in factors])
-        return torch.from_numpy(tables), torch.from_numpy(where), torch.from_numpy(steps)
+        for cost in self.costs:
+            tables = [(factor.variables, factor.table) for factor in self.factors if factor.cost == cost]
+            self._single[cost] = Contraction(tables, index, self._width)
+            self._summed[cost] = Contraction(merged(tables), index, self._width)
+        steps = torch.tensor([factor.step or 0 for factor in self.factors if factor.cost == PEAK_RAM])
+        self._steps = steps[self._single[PEAK_RAM].grouped] if PEAK_RAM in self.costs else steps
 
     def _check(self, factor: Factor) -> None:
-        unknown = [name for name in factor.variables if name not in self._index]
+        unknown = [name for name in factor.variables if name not in self._sizes]
         if unknown or len(set(factor.variables)) != len(factor.variables):
             raise CostError(
                 f"{factor.cost} of {factor.operation!r}: variables {factor.variables} are unknown or repeated"
             )
-        expected = tuple(len(self.space[name].candidates) for name in factor.variables)
+        expected = tuple(self._sizes[name] for name in factor.variables)
         if factor.table.shape != expected or len(expected) > 3:
             raise CostError(f"{factor.cost} of {factor.operation!r}: table {factor.table.shape}, expected {expected}")
         if not np.isfinite(factor.table).all() or (factor.table < 0).any():
@@ -114,21 +111,16 @@ class CostTables:
 
     def contributions(self, cost: str, probabilities: torch.Tensor) -> torch.Tensor:
         """Returns each factor's expected value ``[..., F]`` for probabilities ``[..., V, C]`` (float64, padded)."""
-        tables, where, _ = self._plans[cost]
-        tables, where = tables.to(probabilities.device), where.to(probabilities.device)
-        certain = torch.zeros_like(probabilities[..., :1, :])
-        certain[..., 0] = 1.0
-        rows = torch.cat([probabilities, certain], -2)[..., where, :]
-        inner = (tables * rows[..., 2, None, None, :]).sum(-1)
-        inner = (inner * rows[..., 1, None, :]).sum(-1)
-        return (inner * rows[..., 0, :]).sum(-1)
+        order = torch.argsort(self._single[cost].grouped).to(probabilities.device)
+        return self._single[cost].values(probabilities)[..., order]
 
     def step_sums(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Returns the expected live bytes at every step of the schedule, ``[..., steps]``."""
-        steps = self._plans[PEAK_RAM][2].to(probabilities.device)
-        values = self.contributions(PEAK_RAM, probabilities)
-        sums = values.new_zeros(*values.shape[:-1], int(steps.max()) + 1)
-        return sums.index_add(-1, steps, values)
+        return self._by_step(self._single[PEAK_RAM].values(probabilities))
+
+    def _by_step(self, values: torch.Tensor) -> torch.Tensor:
+        sums = values.new_zeros(*values.shape[:-1], int(self._steps.max()) + 1)
+        return sums.index_add(-1, self._steps.to(values.device), values)
 
     def expected(self, probabilities: torch.Tensor, costs: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Returns the expected cost ``[...]`` by name for probabilities ``[..., V, C]``, of all costs or some.
@@ -140,7 +132,7 @@ class CostTables:
             if cost == PEAK_RAM:
                 result[cost] = _smooth_gradient_max(self.step_sums(probabilities))
             else:
-                result[cost] = self.contributions(cost, probabilities).sum(-1)
+                result[cost] = self._summed[cost].values(probabilities).sum(-1)
         return result
 
     def one_hot(self, policy: Mapping[str, int]) -> torch.Tensor:
@@ -179,20 +171,9 @@ class CostTables:
         return {cost: torch.cat([part[cost] for part in parts]).numpy() for cost in wanted}
 
     def _look_up(self, choices: torch.Tensor, costs: Sequence[str]) -> dict[str, torch.Tensor]:
-        rows = choices.double()
-        result = {}
-        for cost in costs:
-            tables, where, steps = self._plans[cost]
-            strides = rows.new_zeros(rows.shape[1] + 1, len(tables))  # the dummy variable's choice is 0
-            for axis in range(3):
-                strides[where[:, axis], torch.arange(len(tables))] += self._width ** (2 - axis)
-            index = (rows @ strides[:-1]).long() + torch.arange(len(tables)) * self._width**3
-            values = tables.flatten()[index]
-            if cost == PEAK_RAM:
-                sums = values.new_zeros(len(values), int(steps.max()) + 1)
-                result[cost] = sums.index_add(-1, steps, values).amax(-1)
-            else:
-                result[cost] = values.sum(-1)
+        result = {cost: self._summed[cost].entries(choices).sum(-1) for cost in costs if cost != PEAK_RAM}
+        if PEAK_RAM in costs:
+            result[PEAK_RAM] = self._by_step(self._single[PEAK_RAM].entries(choices)).amax(-1)
         return result
 
 
