@@ -19,19 +19,31 @@ typedef struct {
     int8_t *columns, *column; /* all of them, the one that is gathered */
     int32_t *sums;
     product_rows *rows3, *rows1;
+    int h_end, w_end; /* windows from 0 to here are runs of bytes inside the image */
+    uint32_t down;    /* codes from a row of such a window to the next */
     products_job job;
 } tiling;
 
-/* `rows` runs of codes, `down` codes apart from code `first` on, to places `step` apart. */
-static __attribute__((noinline)) void copy_runs(const uint8_t *x, uint32_t first, uint32_t down, int rows, int run,
-                                                int bits, int8_t *to, int step) {
-    if (bits != 8) {
-        for (; rows > 0; rows--, first += down, to += step)
-            ddq_copy_signed(to, x, first, run, bits);
-        return;
-    }
-    for (x += first; rows > 0; rows--, x += down, to += step)
-        ddq_copy_bytes(to, x, run);
+/* `rows` runs of bytes, `down` apart, to places `step` apart. */
+static __attribute__((noinline)) void copy_rows(const uint8_t *from, uint32_t down, int rows, int run, int8_t *to,
+                                                int step) {
+    for (; rows > 0; rows--, from += down, to += step)
+        ddq_copy_bytes(to, from, run);
+}
+
+/* The same from code `first` on of a packed tensor, `down` codes apart. */
+static __attribute__((noinline)) void unpack_rows(const uint8_t *x, uint32_t first, uint32_t down, int rows, int run,
+                                                  int bits, int8_t *to, int step) {
+    for (; rows > 0; rows--, first += down, to += step)
+        ddq_copy_signed(to, x, first, run, bits);
+}
+
+static inline void copy_codes(const ddq_layer *l, const uint8_t *x, uint32_t first, uint32_t down, int rows, int run,
+                              int8_t *to, int step) {
+    if (l->in_bits == 8)
+        copy_rows(x + first, down, rows, run, to, step);
+    else
+        unpack_rows(x, first, down, rows, run, l->in_bits, to, step);
 }
 
 typedef struct {
@@ -62,11 +74,10 @@ static __attribute__((noinline)) void gather(const ddq_layer *l, const uint8_t *
     }
     const int top = h + rows.begin * l->dilation_h, left = w + columns.begin * l->dilation_w;
     uint32_t first = ((uint32_t)top * l->in_w + (uint32_t)left) * l->in_c + (uint32_t)channel;
-    const uint32_t down = (uint32_t)l->dilation_h * l->in_w * l->in_c;
     const int runs = whole ? 1 : width, run = whole ? width * depth : depth;
     to += rows.begin * step + columns.begin * depth;
     for (int i = 0; i < runs; i++, first += (uint32_t)l->dilation_w * l->in_c, to += depth)
-        copy_runs(x, first, down, height, run, l->in_bits, to, step);
+        copy_codes(l, x, first, t->down, height, run, to, step);
 }
 
 /* Requantizes the sums of `pixels` columns into rows of codes `stride` bytes apart; `first` is the first channel. */
@@ -149,11 +160,11 @@ static void multiply(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t
     for (int p = 0, pixels; p < count; p += pixels) {
         pixels = count - p >= PIXELS ? PIXELS : 1;
         if (t->column_bytes == t->k) {
-            copy_runs(x, (uint32_t)p * l->in_c, 0, 1, pixels * t->k, l->in_bits, t->columns, 0);
+            copy_codes(l, x, (uint32_t)p * l->in_c, 0, 1, pixels * t->k, t->columns, 0);
         } else {
             for (int i = 0; i < pixels; i++) {
                 int8_t *column = t->columns + i * t->column_bytes;
-                copy_runs(x, (uint32_t)(p + i) * l->in_c, 0, 1, t->k, l->in_bits, column, 0);
+                copy_codes(l, x, (uint32_t)(p + i) * l->in_c, 0, 1, t->k, column, 0);
                 spread(column, t->k, t->bits);
             }
         }
@@ -162,7 +173,7 @@ static void multiply(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t
 }
 
 static void convolve(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t) {
-    const int count = l->out_h * l->out_w;
+    const int count = l->out_h * l->out_w, run = l->kernel_w * t->depth;
     for (int p = 0, ox = 0, h = -l->pad_top, w = -l->pad_left, pixels; p < count; p += pixels) {
         int at[PIXELS][2];
         pixels = count - p >= PIXELS ? PIXELS : 1;
@@ -175,7 +186,11 @@ static void convolve(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t
         for (int group = 0; group < l->groups; group++) {
             for (int i = 0; i < pixels; i++) {
                 t->column = t->columns + i * t->column_bytes;
-                gather(l, x, at[i][0], at[i][1], group * t->depth, t);
+                if ((unsigned)at[i][0] < (unsigned)t->h_end && (unsigned)at[i][1] < (unsigned)t->w_end)
+                    copy_rows(x + ((uint32_t)at[i][0] * l->in_w + (uint32_t)at[i][1]) * l->in_c, t->down, l->kernel_h,
+                              run, t->column, run);
+                else
+                    gather(l, x, at[i][0], at[i][1], group * t->depth, t);
                 spread(t->column, t->k, t->bits);
             }
             finish_tile(l, t, p, pixels, group * t->rows, y);
@@ -189,11 +204,14 @@ static void run(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scrat
     const int step = DDQ_LANES * 8 / bits, padded = (k + step - 1) / step * step, row_bytes = (k * bits + 7) / 8;
     const int dense = l->kernel_h * l->kernel_w * l->stride_h * l->stride_w * l->groups == 1 && l->in_w == l->out_w
                       && l->in_h == l->out_h;
-    const int column_bytes = bits == 8 ? k : padded;
+    const int column_bytes = bits == 8 ? k : padded, bytes = l->in_bits == 8 && l->groups == 1 && l->dilation_w == 1;
+    const int h_end = l->in_h - (l->kernel_h - 1) * l->dilation_h, w_end = l->in_w - l->kernel_w + 1;
     int8_t *columns = (int8_t *)scratch;
-    tiling t = {bits, k, depth, rows, column_bytes, columns, columns, (int32_t *)(void *)(scratch + PIXELS * padded), rows3,
-                rows1, {{columns, columns + column_bytes, columns + 2 * column_bytes}, row_bytes, row_bytes,
-                        -row_bytes & (DDQ_LANES - 1), 0, 0, 0, 0}};
+    tiling t = {bits, k, depth, rows, column_bytes, columns, columns, (int32_t *)(void *)(scratch + PIXELS * padded),
+                rows3, rows1, bytes && h_end > 0 ? h_end : 0, bytes && w_end > 0 ? w_end : 0,
+                (uint32_t)l->dilation_h * l->in_w * l->in_c,
+                {{columns, columns + column_bytes, columns + 2 * column_bytes}, row_bytes, row_bytes,
+                 -row_bytes & (DDQ_LANES - 1), 0, 0, 0, 0}};
     if (dense)
         multiply(l, x, y, &t);
     else
