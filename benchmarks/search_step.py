@@ -85,6 +85,7 @@ def _compare(arguments: argparse.Namespace, layout: str) -> dict[str, object]:
         search_optimizer.zero_grad(set_to_none=True)
         gates.sample(1, torch.rand(len(space.variables), generator=generator))
         F.cross_entropy(net(x), y).backward()
+        gates.collect()
         gates.backward()
         search_optimizer.step()
         gates.update()

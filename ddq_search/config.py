@@ -86,7 +86,9 @@ class SpaceConfig(_Section):
 class TrainingConfig(_Section):
     """Epochs, learning rates and what else training needs.
 
-    ``float_epochs = 0`` starts from the given weights as they are.
+    ``float_epochs = 0`` starts from the given weights as they are. ``accumulate`` batches share an optimizer step.
+    ``ema_decay`` > 0 lets the float model, the baseline and every fine-tuned policy end as the moving average of their
+    weights.
     """
 
     float_epochs: Annotated[int, Field(ge=0)] = 30
@@ -101,6 +103,10 @@ class TrainingConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.8
     memory_layout: Literal["contiguous", "channels_last"] = "channels_last"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    gradient_clip: Rate = 5.0
+    accumulate: Positive = 1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     calibration_batches: Positive = 4
     norm_batches: Positive = 40
     threads: Positive | None = None

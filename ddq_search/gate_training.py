@@ -48,12 +48,15 @@ class GateTraining:
         self._sampled = self._net.gates.cumulative(index).detach().requires_grad_()
         self._net.sample_from(self._sampled, uniform)
 
-    def backward(self) -> None:
-        """After the task loss's backward pass: gives every gate of every set its gradient."""
+    def collect(self) -> None:
+        """After the task loss's backward pass: adds the sampled policy's gradient to the average."""
         gradient = None if self._sampled is None else self._sampled.grad
         assert gradient is not None, "sample, forward and backward come first"
         self.sensitivity.mul_(_MEMORY).add_(gradient.cpu().double() * (1 - _MEMORY))
         self.weight.mul_(_MEMORY).add_(1 - _MEMORY)
+
+    def backward(self) -> None:
+        """Before the optimizer step: gives every gate of every set its gradient."""
         average = self.sensitivity / self.weight
         gates = self._net.gates
         cumulative = gates.all_cumulative().double()

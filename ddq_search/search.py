@@ -33,7 +33,16 @@ from ddq_search.problem import EVALUATION_BATCH, Problem, evaluate_policy, input
 from ddq_search.record import RunDirectory, environment
 from ddq_search.supernet import Supernet
 from ddq_search.task import Measure, Split, measure
-from ddq_search.training import Phase, Progress, Silent, cosine, run_phase, to_layout
+from ddq_search.training import (
+    SCHEDULES,
+    BatchLoss,
+    Phase,
+    Progress,
+    Silent,
+    moving_average,
+    run_phase,
+    to_layout,
+)  # fmt: skip
 
 
 def search(problem: Problem, record: RunDirectory, progress: Progress | None = None) -> Front:
@@ -119,7 +128,8 @@ class _Run:
         phase = self._weights_phase("baseline", net, joint + tune, settings.joint_rate, teacher)
         share = joint / (joint + tune)
         low = settings.finetune_rate / settings.joint_rate
-        phase.schedule = lambda f: cosine(f / share) if f < share else low * cosine((f - share) / (1 - share))
+        curve = SCHEDULES[settings.schedule]
+        phase.schedule = lambda f: curve(f / share) if f < share else low * curve((f - share) / (1 - share))
         self._train(phase)
         return net, self._measure_float(net, "validation")
 
@@ -128,7 +138,20 @@ class _Run:
             value = self._task_loss(net(x), x, y, teacher)
             return value, {"loss": f"{value.item():.3f}"}
 
-        return Phase(name, name, net, [(self._weight_optimizer(net), rate)], loss, epochs, cosine)
+        phase = self._phase(name, net, [(self._weight_optimizer(net), rate)], loss, epochs)
+        if self.settings.ema_decay:
+            phase.averaged = moving_average(net, self.settings.ema_decay)
+        return phase
+
+    def _phase(
+        self, name: str, net: Supernet, optimizers: list[tuple[torch.optim.Optimizer, float]], loss: BatchLoss,
+        epochs: int,
+    ) -> Phase:  # fmt: skip
+        settings = self.settings
+        return Phase(
+            name, name, net, optimizers, loss, epochs, SCHEDULES[settings.schedule],
+            gradient_clip=settings.gradient_clip, accumulate=settings.accumulate,
+        )  # fmt: skip
 
     def _task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
         weight = self.settings.distillation
@@ -222,12 +245,13 @@ class _Run:
             (torch.optim.Adam(net.quantizers.parameters()), settings.step_rate),
             (torch.optim.Adam(net.gates.parameters(), betas=(0.9, 0.99)), gate_rate),
         ]
-        return Phase(
-            "joint", "joint", net, optimizers, loss, settings.joint_epochs, cosine,
-            before_step=gates.backward, after_step=gates.update,
-            after_epoch=lambda epoch: gate_facts(net, lagrangian, tables),
-            extra={"multipliers": lagrangian.multipliers, "sensitivity": gates.sensitivity, "weight": gates.weight},
-        )  # fmt: skip
+        phase = self._phase("joint", net, optimizers, loss, settings.joint_epochs)
+        phase.after_backward, phase.before_step, phase.after_step = gates.collect, gates.backward, gates.update
+        phase.after_epoch = lambda epoch: gate_facts(net, lagrangian, tables)
+        phase.extra = {
+            "multipliers": lagrangian.multipliers, "sensitivity": gates.sensitivity, "weight": gates.weight,
+        }  # fmt: skip
+        return phase
 
     # -- fine-tuning --------------------------------------------------------------------------------------------
 

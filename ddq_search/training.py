@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddq_search.errors import RunError
 from ddq_search.record import RunDirectory
@@ -46,6 +47,10 @@ class Silent:
         """Ignores."""
 
 
+BatchLoss = Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, str]]]
+"""(inputs, targets, step number) → loss to be differentiated and facts for the progress line."""
+
+
 @dataclass
 class Phase:
     """What a training phase needs.
@@ -55,33 +60,59 @@ class Phase:
         module: what is trained; all its tensors are checkpointed.
         optimizers: (optimizer, peak learning rate) pairs; ``schedule`` scales every rate. The gradient of the first
             one's parameters is clipped.
-        batch_loss: (inputs, targets, step number) → loss to be differentiated and facts for the progress line.
-        before_step: called between the backward pass and the optimizer step.
+        batch_loss: what a batch contributes.
+        after_backward: called after the backward pass of each batch.
+        before_step: called before the optimizer step.
         after_step: called after each optimizer step.
         epochs: how many.
         schedule: fraction of the phase done, in [0, 1) → factor of the peak rates.
         after_epoch: returns what the epoch's history row should hold besides the training loss.
         extra: further tensors to checkpoint (multipliers); changed in place.
+        point: which point of the front this trains, if it is one.
+        gradient_clip: largest norm of that gradient.
+        accumulate: batches per optimizer step; their gradients are averaged.
+        averaged: moving average of the module, which the module becomes when the phase ends.
     """
 
     name: str
     kind: str
     module: nn.Module
     optimizers: list[tuple[torch.optim.Optimizer, float]]
-    batch_loss: Callable[[Tensor, Tensor, int], tuple[Tensor, Mapping[str, str]]]
+    batch_loss: BatchLoss
     epochs: int
     schedule: Callable[[float], float]
+    after_backward: Callable[[], None] | None = None
     before_step: Callable[[], None] | None = None
     after_step: Callable[[], None] | None = None
     after_epoch: Callable[[int], Mapping[str, Any]] | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     point: str | None = None
     gradient_clip: float = 5.0
+    accumulate: int = 1
+    averaged: AveragedModel | None = None
 
 
 def cosine(fraction: float) -> float:
     """Warm-up over the first 5 %, then half a cosine down to 0."""
     return min(1.0, (fraction + 0.005) / 0.05) * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def step(fraction: float) -> float:
+    """Warm-up over the first 5 %, then a tenth of the rate from the middle and a hundredth from three quarters on."""
+    return min(1.0, (fraction + 0.005) / 0.05) * (1.0 if fraction < 0.5 else 0.1 if fraction < 0.75 else 0.01)
+
+
+def constant(fraction: float) -> float:
+    """Warm-up over the first 5 %, then the full rate."""
+    return min(1.0, (fraction + 0.005) / 0.05)
+
+
+SCHEDULES: Mapping[str, Callable[[float], float]] = {"cosine": cosine, "step": step, "constant": constant}
+
+
+def moving_average(module: nn.Module, decay: float) -> AveragedModel:
+    """Returns an exponential moving average of a module's parameters and buffers."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def run_phase(
@@ -113,21 +144,18 @@ def run_phase(
         batches = source.train(seed=seed, epoch=_epoch_key(phase.name, epoch), batch_size=batch_size)
         for index, (x, y) in enumerate(to_layout(batches, layout)):
             number = epoch * per_epoch + index
-            for optimizer, rate in phase.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * phase.schedule(number / total)
-                optimizer.zero_grad(set_to_none=True)
+            first, last = index % phase.accumulate == 0, index + 1 == per_epoch or (index + 1) % phase.accumulate == 0
+            if first:
+                _begin_step(phase, number / total)
             loss, facts = phase.batch_loss(x, y, number)
             if not math.isfinite(float(loss.detach())):
                 raise _diverged(phase, f"the loss is not finite in epoch {epoch + 1}, batch {index + 1}")
-            loss.backward()
-            if phase.before_step is not None:
-                phase.before_step()
-            torch.nn.utils.clip_grad_norm_(clipped, phase.gradient_clip)
-            for optimizer, _ in phase.optimizers:
-                optimizer.step()
-            if phase.after_step is not None:
-                phase.after_step()
+            shared = min(phase.accumulate, per_epoch - index // phase.accumulate * phase.accumulate)
+            (loss / shared).backward()
+            if phase.after_backward is not None:
+                phase.after_backward()
+            if last:
+                _end_step(phase, clipped)
             losses += loss.detach().cpu()
             count += 1
             progress.step({"epoch": f"{epoch + 1}/{phase.epochs}", **facts})
@@ -137,10 +165,31 @@ def run_phase(
         row |= {"seconds": round(time.perf_counter() - began, 3)}
         row |= phase.after_epoch(epoch) if phase.after_epoch else {}
         record.append_history(row)
+        if phase.averaged is not None and epoch + 1 == phase.epochs:
+            phase.module.load_state_dict(phase.averaged.module.state_dict())
         record.save_checkpoint(phase.name, _state(phase), {"epoch": epoch + 1})
 
 
 _RATES = {"float": "float_rate", "finetune": "finetune_rate"}
+
+
+def _begin_step(phase: Phase, fraction: float) -> None:
+    for optimizer, rate in phase.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * phase.schedule(fraction)
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _end_step(phase: Phase, clipped: list[Tensor]) -> None:
+    if phase.before_step is not None:
+        phase.before_step()
+    torch.nn.utils.clip_grad_norm_(clipped, phase.gradient_clip)
+    for optimizer, _ in phase.optimizers:
+        optimizer.step()
+    if phase.after_step is not None:
+        phase.after_step()
+    if phase.averaged is not None:
+        phase.averaged.update_parameters(phase.module)
 
 
 def _diverged(phase: Phase, fact: str) -> RunError:
@@ -163,9 +212,14 @@ def _epoch_key(name: str, epoch: int) -> int:
     return phase * 100_000 + epoch
 
 
+def _extra(phase: Phase) -> dict[str, Tensor]:
+    average = {} if phase.averaged is None else phase.averaged.state_dict()
+    return {**phase.extra, **{f"average.{key}": value for key, value in average.items()}}
+
+
 def _state(phase: Phase) -> dict[str, Tensor]:
     tensors = {f"module.{key}": value for key, value in phase.module.state_dict().items()}
-    tensors |= {f"extra.{key}": value for key, value in phase.extra.items()}
+    tensors |= {f"extra.{key}": value for key, value in _extra(phase).items()}
     for number, (optimizer, _) in enumerate(phase.optimizers):
         for index, entries in optimizer.state_dict()["state"].items():
             for key, value in entries.items():
@@ -182,7 +236,7 @@ def _restore(phase: Phase, record: RunDirectory) -> int:
     tensors, facts = loaded
     own = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
     record.restore(phase.name, phase.module, own)
-    for key, value in phase.extra.items():
+    for key, value in _extra(phase).items():
         value.copy_(tensors[f"extra.{key}"])
     for number, (optimizer, _) in enumerate(phase.optimizers):
         state: dict[int, dict[str, Any]] = {}

@@ -31,6 +31,7 @@ def step(net, gates, index=0, seed=0):
     net.zero_grad(set_to_none=True)
     gates.sample(index, torch.full((len(net.space.variables),), 0.5))
     F.cross_entropy(net(sample_images(16, seed=seed)), torch.arange(16) % 5).backward()
+    gates.collect()
     gates.backward()
 
 
@@ -83,6 +84,7 @@ def test_update_moves_multipliers_and_keeps_the_window():
 def test_backward_needs_a_sampled_step():
     _, _, _, gates = training([10.0])
     with pytest.raises(AssertionError, match="come first"):
+        gates.collect()
         gates.backward()
 
 

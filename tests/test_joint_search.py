@@ -83,6 +83,7 @@ def search(model, costs, targets, seed, candidates=(2, 4, 8), steps=STEPS):
             wanted = teacher(x)
         gates.sample(number % len(targets), torch.rand(len(space.variables), generator=generator))
         (F.mse_loss(net(x), wanted) / wanted.var()).backward()
+        gates.collect()
         gates.backward()
         torch.nn.utils.clip_grad_norm_(net.model.parameters(), 5.0)
         for optimizer, _ in groups:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ddq_search.errors import RunError
 from ddq_search.record import RunDirectory
-from ddq_search.training import Phase, Silent, cosine, run_phase
+from ddq_search.training import SCHEDULES, Phase, Silent, constant, cosine, moving_average, run_phase, step
 from tests.toys import ToySource
 
 EPOCHS = 3
@@ -168,3 +168,69 @@ def test_cosine_warms_up_and_ends_at_zero():
     assert max(values) > 0.99
     assert values.index(max(values)) < 60
     assert values[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_schedules_by_hand():
+    assert step(0.3) == constant(0.3) == constant(0.99) == 1.0
+    assert (step(0.5), step(0.74), step(0.75)) == (0.1, 0.1, 0.01)
+    assert constant(0.0) == pytest.approx(0.1)
+    assert set(SCHEDULES) == {"cosine", "step", "constant"}
+
+
+class Divided(ToySource):
+    """24 samples an epoch, in batches of the wanted size."""
+
+    def train(self, *, seed, epoch, batch_size):
+        x, y = self._batch(seed * 7919 + epoch, 24)
+        yield from zip(x.split(batch_size), y.split(batch_size), strict=True)
+
+    def train_batches(self, batch_size):
+        return 24 // batch_size
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    """Two batches of 12 in one step are the step of their 24 samples: no batch norm, plain SGD."""
+    nets = []
+    for accumulate in (1, 2):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(108, 2))
+        phase = Phase(
+            "float", "float", net, [(torch.optim.SGD(net.parameters()), 0.05)],
+            lambda x, y, number, net=net: (F.cross_entropy(net(x), y), {}), 2, lambda f: 1.0, accumulate=accumulate,
+        )  # fmt: skip
+        size = 24 // accumulate
+        (tmp_path / str(accumulate)).mkdir()
+        run_phase(
+            phase, Divided(), RunDirectory(tmp_path / str(accumulate), "f"), seed=3, batch_size=size,
+            layout="contiguous", progress=Silent(),
+        )  # fmt: skip
+        nets.append(net)
+    assert torch.allclose(nets[0][1].weight, nets[1][1].weight, atol=1e-7)
+
+
+def test_a_moving_average_is_what_the_phase_leaves_and_survives_a_resume(tmp_path):
+    def averaged(**options):
+        phase = phase_of(network(), **options)
+        phase.averaged = moving_average(phase.module, 0.5)
+        return phase
+
+    straight, broken, resumed, plain = averaged(), averaged(stop_at=4), averaged(), phase_of(network())
+    run(straight, tmp_path / "a")
+    with pytest.raises(Stop):
+        run(broken, tmp_path / "b")
+    run(resumed, tmp_path / "b")
+    run(plain, tmp_path / "c")
+    states = [phase.module.state_dict() for phase in (straight, resumed, plain)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not torch.equal(states[0]["0.weight"], states[2]["0.weight"])
+
+
+def test_the_average_by_hand(tmp_path):
+    """Halving towards the weights after each of three steps, starting from the first."""
+    seen = []
+    phase = phase_of(network())
+    phase.epochs, phase.averaged = 1, moving_average(phase.module, 0.5)
+    phase.after_step = lambda: seen.append(phase.module[4].weight.detach().clone())
+    run(phase, tmp_path, layout="contiguous")
+    expected = seen[0] / 4 + seen[1] / 4 + seen[2] / 2
+    assert torch.allclose(phase.module[4].weight, expected, atol=1e-7)
