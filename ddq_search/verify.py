@@ -5,8 +5,10 @@
 2. An ONNX file beside them runs in onnxruntime: every operator on the reference's codes (at most one code apart, in at
    most 1 of 1,000 codes), then the whole file, whose agreement is reported. ONNX rounds once, so its reference is the
    network in the arithmetic ``single``; its agreement with a program of another arithmetic is reported beside.
-3. A C project beside them is compiled and run: every code of every tensor on this machine, digests on emulated ones.
-4. File sizes are measured, and compared with the price where it is given.
+3. A TFLite file beside them must be, byte for byte, what the network exports to in the arithmetic ``tflite``; where
+   LiteRT is installed, its reference kernels must give every code of every operator and tensor.
+4. A C project beside them is compiled and run: every code of every tensor on this machine, digests on emulated ones.
+5. File sizes are measured, and compared with the price where it is given.
 
 Shapes: images ``[N, C, H, W]`` float, or their uint8 codes on the input grid.
 """
@@ -28,14 +30,16 @@ from ddq_search.errors import ExportError, VerificationError
 from ddq_search.evaluation import IntegerEvaluator
 from ddq_search.export.c.proof import EMULATED, CComparison, CReport
 from ddq_search.export.c.targets import TARGETS, missing
+from ddq_search.export.litert_runtime import LiteRtComparison, LiteRtReport, load_litert, read_exported
 from ddq_search.export.onnx import ARITHMETIC
 from ddq_search.export.onnx_runtime import Comparison, OnnxComparison, OnnxReport
+from ddq_search.export.tflite import ARITHMETIC as TFLITE_ARITHMETIC
 from ddq_search.integer import executor
 from ddq_search.integer.lowering import lower, quantize_input
 from ddq_search.integer.program import IntegerProgram
 from ddq_search.integer.serialize import CONSTANTS_FILE, STRUCTURE_FILE, encode, load_program, write_whole
 
-ONNX_FILE, C_FOLDER, REPORT_FILE = "model.onnx", "c", "verification.json"
+ONNX_FILE, TFLITE_FILE, C_FOLDER, REPORT_FILE = "model.onnx", "model.tflite", "c", "verification.json"
 CHUNK = 32
 """Samples compared at a time."""
 
@@ -57,6 +61,8 @@ class VerificationReport:
         seconds: how long it took.
         c: the C part, None where it was not run.
         c_note: why it was not run.
+        tflite: the TFLite part, None where it was not run.
+        tflite_note: why it was not run.
     """
 
     samples: int
@@ -71,6 +77,8 @@ class VerificationReport:
     seconds: float
     c: CReport | None = None
     c_note: str = ""
+    tflite: LiteRtReport | None = None
+    tflite_note: str = ""
 
     @property
     def bit_exact(self) -> bool:
@@ -86,9 +94,8 @@ class VerificationReport:
     @property
     def passed(self) -> bool:
         """Whether everything that was checked holds."""
-        return (
-            self.bit_exact and self.flash_as_priced and all(part is None or part.passed for part in (self.onnx, self.c))
-        )
+        parts = (self.onnx, self.tflite, self.c)
+        return self.bit_exact and self.flash_as_priced and all(part is None or part.passed for part in parts)
 
     def problems(self) -> list[str]:
         """Returns one line per thing that does not hold."""
@@ -107,6 +114,7 @@ class VerificationReport:
                 + ("" if self.c is None else f"; constants of the compiled C project {self.c.constants_bytes}")
             )
         lines += [] if self.c is None else self.c.problems()
+        lines += [] if self.tflite is None else self.tflite.problems(TFLITE_FILE)
         for name, c in (self.onnx.operators if self.onnx else {}).items():
             if not c.within_onnx_bar:
                 lines.append(
@@ -120,6 +128,8 @@ class VerificationReport:
         facts |= {"passed": self.passed, "bit_exact": self.bit_exact, "flash_as_priced": self.flash_as_priced}
         if self.onnx is not None:
             facts["onnx"]["passed"] = self.onnx.passed
+        if self.tflite is not None:
+            facts["tflite"] |= {"passed": self.tflite.passed, "size_as_priced": self.tflite.size_as_priced}
         if self.c is not None:
             facts["c"]["passed"] = self.c.passed
         return json.dumps({"format": "ddq-search verification", "version": 1, **facts}, indent=1, ensure_ascii=False)
@@ -138,7 +148,8 @@ def verify_program(
 
     Args:
         network: the searched network.
-        folder: holds ``program.json``, ``program.bin`` and, if exported, ``model.onnx`` and the C project ``c``.
+        folder: holds ``program.json``, ``program.bin`` and, if exported, ``model.onnx``, ``model.tflite`` and the C
+            project ``c``.
         images: ``[N, ...]`` real inputs, or their uint8 codes; N ≥ 1.
         priced_flash_bytes: the policy's flash price, to compare with the size of the constants.
         strict: whether a failure raises.
@@ -158,6 +169,7 @@ def verify_program(
     codes = quantize_input(images, expected.input.grid) if images.dtype.kind == "f" else images
     evaluator = IntegerEvaluator(expected)
     model, note = _open_onnx(folder / ONNX_FILE, program, network)
+    tflite, tflite_note = _open_tflite(folder / TFLITE_FILE, program, network)
     tensors = {name: Comparison() for name in expected.tensors}
     c_project, c_note = _open_c(folder / C_FOLDER, program, emulated)
     with c_project or nullcontext():
@@ -167,8 +179,9 @@ def verify_program(
             reference = executor.run(program, part)
             for name, comparison in tensors.items():
                 comparison.add(evaluated[name].cpu().numpy(), reference[name])
-            if model is not None:
-                model.compare(part, reference)
+            for file in (model, tflite):
+                if file is not None:
+                    file.compare(part, reference)
             if c_project is not None:
                 c_project.compare(part, reference)
         c_report = c_project.report() if c_project is not None else None
@@ -182,13 +195,15 @@ def verify_program(
         onnx_note=note,
         file_bytes={
             path.name: path.stat().st_size
-            for path in (folder / name for name in (STRUCTURE_FILE, CONSTANTS_FILE, ONNX_FILE))
+            for path in (folder / name for name in (STRUCTURE_FILE, CONSTANTS_FILE, ONNX_FILE, TFLITE_FILE))
             if path.exists()
         },
         priced_flash_bytes=priced_flash_bytes,
         seconds=time.monotonic() - started,
         c=c_report,
         c_note=c_note,
+        tflite=tflite.report() if tflite is not None else None,
+        tflite_note=tflite_note,
     )
     try:
         write_whole(folder / REPORT_FILE, report.to_json().encode())
@@ -213,3 +228,15 @@ def _open_onnx(path: Path, program: IntegerProgram, network: DiscreteNetwork) ->
         return OnnxComparison(path, program, lower(network, ARITHMETIC)), ""
     except ExportError as error:
         return None, str(error)
+
+
+def _open_tflite(path: Path, program: IntegerProgram, network: DiscreteNetwork) -> tuple[LiteRtComparison | None, str]:
+    if not path.exists():
+        return None, f"no {path.name} in the folder"
+    lowered = lower(network, TFLITE_ARITHMETIC)
+    read_exported(path, lowered)
+    try:
+        load_litert()
+    except ExportError as error:
+        return None, f"{path.name} is what the network exports to, but was not run: {error}"
+    return LiteRtComparison(path, program, lowered), ""

@@ -279,7 +279,7 @@ def test_mistakes_with_runs(call: Call, run: Path, tmp_path: Path) -> None:
     _refused(call("verify", run), "holds no export", "ddq-search export")
     _refused(call("verify", run, "--policy", "p77"), "p77")
     _refused(call("price", run, "--policy", "p77"), "no policy 'p77'", "w8a8")
-    _refused(call("export", run, "--format", "tflite"), "onnx")
+    _refused(call("export", run, "--format", "caffe"), "tflite")
     _refused(call("evaluate", run, "--split", "train"), "validation, test")
     (run / "front.json").write_text('{"points": 3')
     _refused(call("price", run), "front.json", "broken")

@@ -2,40 +2,52 @@
 
 A file holds constants (weights in their containers, biases, tables, shapes), per-channel scales and zero points for
 every quantized tensor, and the structure around them: tables with shared vtables, vectors, names. Equal vectors,
-names and constants count once, as `ddq_search.export.tflite_flatbuffer` stores them.
+names and constants count once, as `ddq_search.export.tflite_flatbuffer` stores them. The gaps of 2 or 4 bytes that
+alignment puts between items of different width depend on their order and are counted at their mean.
 
-Not covered exactly: alignment gaps of 4 bytes before 8-byte vectors, and the order of vtables. `flat_bytes` is within
-1 % of the file for networks of more than a few layers, `layer_bytes` is what a layer's precision decides.
+`layer_bytes` is what the precision of one layer decides.
 
-Source: the flatbuffers binary format (tables of 4-byte offsets, vectors of a 4-byte length) and schema.fbs.
+Source: the flatbuffers binary format (a table starts with a 4-byte offset and stores no field that has its default, a
+vtable holds 2 bytes per field up to the last one stored, a vector starts with a 4-byte length) and schema.fbs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from ddq_search.export.tflite_flatbuffer import CONSTANT_ALIGNMENT, FlatModel, FlatTensor
+from ddq_search.export.tflite_flatbuffer import CONSTANT_ALIGNMENT, FlatModel, FlatOperator
 from ddq_search.packing import BIAS_BYTES, row_bytes
 
 Item = TypeVar("Item")
+Field = tuple[int, int]
+"""Slot and width in bytes of a field that a table stores."""
 
-OFFSET_BYTES = 4
-LENGTH_BYTES = 4
-SCALE_BYTES = 4
-ZERO_POINT_BYTES = 8
+OFFSET_BYTES, LENGTH_BYTES, SCALE_BYTES, ZERO_POINT_BYTES = 4, 4, 4, 8
 CHANNEL_BYTES = BIAS_BYTES + 2 * SCALE_BYTES
 """int32 bias, float32 scales of weights and bias; their zero points, all 0, are one shared vector per length."""
 
-_HEADER_BYTES = 48
-"""Root offset, file identifier, root table, alignment of the file."""
-_VTABLE_BYTES, _OPTIONS_VTABLE_BYTES = 240, 12
-"""Vtables of the tables that every file has, one per set of stored fields, and of options of one size."""
-_FIELDS_BYTES = {
-    "Conv2DOptions": 20, "DepthwiseConv2DOptions": 20, "Pool2DOptions": 24, "FullyConnectedOptions": 8,
-    "StridedSliceOptions": 12, "ConcatenationOptions": 8, "ReducerOptions": 8, "CastOptions": 8,
-}  # fmt: skip
-"""Options table → bytes with its stored fields; a table without any takes 4."""
+_HEADER_BYTES = 12
+"""Root offset, file identifier, length of the file in words."""
+_FIXED_NAMES = ("main", "ddq-search")
+_WINDOW = {"Padding": (0, 1), "StrideW": (1, 4), "StrideH": (2, 4)}
+_OPTION_FIELDS: dict[str, dict[str, Field]] = {
+    "Conv2DOptions": _WINDOW
+    | {"FusedActivationFunction": (3, 1), "DilationWFactor": (4, 4), "DilationHFactor": (5, 4)},
+    "DepthwiseConv2DOptions": _WINDOW
+    | {"DepthMultiplier": (3, 4), "FusedActivationFunction": (4, 1), "DilationWFactor": (5, 4)}
+    | {"DilationHFactor": (6, 4)},
+    "Pool2DOptions": _WINDOW | {"FilterWidth": (3, 4), "FilterHeight": (4, 4)},
+    "FullyConnectedOptions": {"FusedActivationFunction": (0, 1)},
+    "AddOptions": {"FusedActivationFunction": (0, 1)},
+    "MulOptions": {"FusedActivationFunction": (0, 1)},
+    "ReducerOptions": {"KeepDims": (0, 1)},
+    "ConcatenationOptions": {"Axis": (0, 4)},
+    "StridedSliceOptions": {"BeginMask": (0, 4), "EndMask": (1, 4)},
+    "GatherOptions": {"Axis": (0, 4)},
+    "CastOptions": {"InDataType": (0, 1), "OutDataType": (1, 1)},
+}
+_DEFAULTS = {"DilationWFactor": 1, "DilationHFactor": 1}
 
 
 def layer_bytes(rows: int, row_length: int, container_bits: int) -> int:
@@ -50,49 +62,78 @@ def layer_bytes(rows: int, row_length: int, container_bits: int) -> int:
 
 
 def flat_bytes(model: FlatModel) -> int:
-    """Returns the bytes of a model's file."""
+    """Returns the bytes of a model's file, rounded up to its alignment."""
     tensors, operators = model.tensors, model.operators
-    total = _HEADER_BYTES + _VTABLE_BYTES
-    total += _distinct((t.name for t in tensors), _string_bytes)
-    grids = [t.quantization for t in tensors if t.quantization is not None]
-    total += _distinct((g.scale for g in grids), lambda scale: _vector_bytes(len(scale), SCALE_BYTES))
-    total += _distinct((g.zero_point for g in grids), lambda zero: _vector_bytes(len(zero), ZERO_POINT_BYTES))
-    total += sum(16 if grid.axis else 12 for grid in grids)
-    total += sum(OFFSET_BYTES + _tensor_bytes(tensor) for tensor in tensors)
-    lists = [t.shape for t in tensors] + [indices for op in operators for indices in (op.inputs, op.outputs)]
-    total += _distinct(lists, lambda indices: _vector_bytes(len(indices), 4))
-    for op in operators:
-        total += OFFSET_BYTES + (24 if op.options_type else 16)
-        total += _FIELDS_BYTES.get(op.options_type, 4 if op.options_type else 0)
-    total += len({_FIELDS_BYTES.get(op.options_type, 4) for op in operators}) * _OPTIONS_VTABLE_BYTES
-    total += len(model.operator_codes()) * (OFFSET_BYTES + 16)
-    total += sum(_buffer_bytes(data) for data in model.constants())
-    total += sum(_string_bytes(name) + OFFSET_BYTES + 12 for name in model.metadata)
-    return total
+    grids = [tensor.quantization for tensor in tensors if tensor.quantization is not None]
+    integers = [tensor.shape for tensor in tensors] + [(*model.inputs,), (*model.outputs,)]
+    integers += [indices for operator in operators for indices in (operator.inputs, operator.outputs)]
+    names = [*_FIXED_NAMES, *(tensor.name for tensor in tensors), *model.metadata]
+    tables = list(_tables(model))
+    lists = (len(model.constants()), len(tensors), len(operators), len(model.operator_codes()), len(model.metadata), 1)
+    total = (
+        _HEADER_BYTES
+        + _distinct(names, lambda name: _rounded(LENGTH_BYTES + len(name.encode()) + 1))
+        + _distinct(integers, lambda values: LENGTH_BYTES + 4 * len(values))
+        + _distinct((grid.scale for grid in grids), lambda values: LENGTH_BYTES + SCALE_BYTES * len(values))
+        + _distinct((grid.zero_point for grid in grids), _zero_point_bytes)
+        + sum(_table_bytes(fields) for fields in tables)
+        + _distinct((tuple(fields) for fields in tables), _vtable_bytes)
+        + sum(LENGTH_BYTES + OFFSET_BYTES * count for count in lists)
+        + sum(_data_bytes(data) for data in model.constants() if data)
+    )
+    return _rounded(total, CONSTANT_ALIGNMENT)
 
 
-def _tensor_bytes(tensor: FlatTensor) -> int:
-    return 16 + 4 * (tensor.data is not None) + 4 * (tensor.quantization is not None)
+def _tables(model: FlatModel) -> Iterable[list[Field]]:
+    """The stored fields of every table of a file but the data of its buffers, in the order of writing."""
+    yield from ([(0, 4)] if data else [] for data in model.constants())
+    for tensor in model.tensors:
+        constant, quantized = tensor.data is not None, tensor.quantization is not None
+        yield [(0, 4), (1, 1), *[(2, 4)] * constant, (3, 4), *[(4, 4)] * quantized]
+        if tensor.quantization is not None:
+            yield [(2, 4), (3, 4), *[(6, 4)] * (tensor.quantization.axis > 0)]
+    codes = model.operator_codes()
+    for operator in model.operators:
+        first = (operator.code, operator.version) == codes[0]
+        yield [*[(0, 4)] * (not first), (1, 4), (2, 4), *[(4, 4), (3, 1)] * bool(operator.options_type)]
+        if operator.options_type:
+            yield _option_fields(operator)
+    for code, version in codes:
+        yield [*[(0, 1), (3, 4)] * (code != "ADD"), *[(2, 4)] * (version != 1)]  # ADD is number 0
+    yield from ([(0, 4), (1, 4)] for _ in model.metadata)
+    yield [(slot, 4) for slot in range(5)]  # the subgraph
+    yield [(slot, 4) for slot in (0, 1, 2, 3, 4, 6)]  # the model
 
 
-def _buffer_bytes(data: bytes) -> int:
-    """Offset, table and data, whose first byte is aligned."""
-    if not data:
-        return OFFSET_BYTES + 4
-    block = len(data) + LENGTH_BYTES + 8
-    return OFFSET_BYTES + -(-block // CONSTANT_ALIGNMENT) * CONSTANT_ALIGNMENT
+def _option_fields(operator: FlatOperator) -> list[Field]:
+    known = _OPTION_FIELDS.get(operator.options_type, {})
+    return [known[name] for name, value in operator.options.items() if value != _DEFAULTS.get(name, 0)]
 
 
-def _string_bytes(text: str) -> int:
-    return _rounded(LENGTH_BYTES + len(text.encode()) + 1)
+def _table_bytes(fields: Sequence[Field]) -> int:
+    size = 0
+    for _, width in fields:
+        size = _rounded(size, width) + width
+    return _rounded(size) + OFFSET_BYTES
 
 
-def _vector_bytes(count: int, width: int) -> int:
-    return _rounded(LENGTH_BYTES + count * width)
+def _zero_point_bytes(values: Sequence[int]) -> int:
+    """Length and values of 8 bytes each: aligned after a gap of 4 bytes in every other place."""
+    return LENGTH_BYTES + ZERO_POINT_BYTES * len(values) + 2
 
 
-def _rounded(size: int) -> int:
-    return -(-size // 4) * 4
+def _vtable_bytes(fields: Sequence[Field]) -> int:
+    return _rounded(4 + 2 * (1 + max((slot for slot, _ in fields), default=-1)))
+
+
+def _data_bytes(data: bytes) -> int:
+    """Length and data of a buffer between its neighbours' tables, the first byte aligned."""
+    table = _table_bytes([(0, 4)])
+    return _rounded(len(data) + LENGTH_BYTES + table, CONSTANT_ALIGNMENT) - table
+
+
+def _rounded(size: int, unit: int = 4) -> int:
+    return -(-size // unit) * unit
 
 
 def _distinct(items: Iterable[Item], size: Callable[[Item], int]) -> int:
