@@ -135,7 +135,8 @@ def export(
     run: Run,
     policy: PolicyName = "best",
     format_: Annotated[
-        str, typer.Option("--format", help="onnx (QDQ), c (C99 project) or program (integer program only)")
+        str,
+        typer.Option("--format", help="onnx (QDQ), tflite (LiteRT), c (C99 project) or program (integer program only)"),
     ] = "onnx",
 ) -> None:
     """Exports a policy: the integer program with packed weights, and ONNX QDQ."""

@@ -14,8 +14,10 @@ from ddq_search.cli.progress import progress_for
 from ddq_search.cli.settings import read_config
 from ddq_search.cli.tables import front_table, trial_table
 from ddq_search.config import RunConfig, load_config
+from ddq_search.discrete import DiscreteNetwork
 from ddq_search.errors import ConfigError, RunError, VerificationError
 from ddq_search.export.c.proof import CReport
+from ddq_search.export.litert_runtime import LiteRtReport
 from ddq_search.export.onnx_runtime import OnnxReport
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
@@ -112,8 +114,8 @@ def compare(runs: list[Path], out: Path) -> None:
 
 def export(run: Path, policy: str, format_: str) -> None:
     """Exports a policy."""
-    if format_ not in ("onnx", "program", "c"):
-        raise ConfigError(f"unknown format {format_!r}; available: onnx, program, c")
+    if format_ not in ("onnx", "tflite", "program", "c"):
+        raise ConfigError(f"unknown format {format_!r}; available: onnx, tflite, program, c")
     problem, record = assembly.open_run(run)
     _export(problem, record, policy, format_)
 
@@ -132,6 +134,10 @@ def _export(problem: Problem, record: RunDirectory, wanted: str, format_: str) -
         export_onnx(program, folder / "model.onnx")
     else:
         (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier export
+    if format_ == "tflite":
+        _export_tflite(net.discretize(policy.bits), folder / "model.tflite", program.arithmetic)
+    else:
+        (folder / "model.tflite").unlink(missing_ok=True)
     if format_ == "c":
         from ddq_search.cli.c_project import export_c
 
@@ -146,6 +152,26 @@ def _export(problem: Problem, record: RunDirectory, wanted: str, format_: str) -
         f"exported {policy.name} ({trained}) to {folder}: program.bin {(folder / 'program.bin').stat().st_size} bytes, "
         f"priced {price['flash_bytes']:.0f}; arithmetic {problem.device.arithmetic}"
     )
+
+
+def _export_tflite(network: DiscreteNetwork, path: Path, arithmetic: str) -> None:
+    """Writes a TFLite file and says what its runtime does otherwise than searched."""
+    from ddq_search.export.tflite import ARITHMETIC, export_tflite, flat_model
+    from ddq_search.export.tflite_size import flat_bytes
+    from ddq_search.export.tflite_weights import weight_containers
+    from ddq_search.integer.lowering import lower
+
+    lowered = lower(network, ARITHMETIC)
+    export_tflite(lowered, path)
+    tell(f"{path.name}: {path.stat().st_size} bytes, its layout priced at {flat_bytes(flat_model(lowered)[0])}")
+    if arithmetic != ARITHMETIC:
+        tell(f"  executes the arithmetic {ARITHMETIC}, the policy was searched in {arithmetic}; verify compares both")
+    wider: dict[str, list[str]] = {}
+    for layer, container in weight_containers(lowered).items():
+        wider.setdefault(f"int{container.bits}: {container.reason}" if container.reason else "", []).append(layer)
+    for reason, layers in wider.items():
+        if reason:
+            tell(f"  weights of {', '.join(layers)} carried as {reason}")
 
 
 def verify(run: Path, policy: str | None, samples: int) -> None:
@@ -193,6 +219,7 @@ def _verify(problem: Problem, record: RunDirectory, name: str, samples: int) -> 
     state = "bit-exact" if result.bit_exact else "NOT bit-exact"
     tell(f"verify: {state} over {len(result.tensors)} tensors, {codes:,} codes, {result.samples} samples ({name})")
     tell(f"  onnx: {_onnx_line(result.onnx)}" if result.onnx is not None else f"  onnx not run: {result.onnx_note}")
+    tell(f"  tflite: {_tflite_line(result.tflite)}" if result.tflite else f"  tflite not run: {result.tflite_note}")
     tell(f"  C: {_c_line(result.c)}" if result.c is not None else f"  C not run: {result.c_note}")
     for line in result.problems():
         tell(f"  {line}")
@@ -204,6 +231,15 @@ def _c_line(c: CReport) -> str:
     not_run = [f"; {name} {result.note}" for name, result in c.targets.items() if result.note]
     verdict = "bit-exact" if c.passed else "FAILED"
     return f"{verdict} on {', '.join([f'the host ({c.samples} samples, sanitized)', *ran])}{''.join(not_run)}"
+
+
+def _tflite_line(tflite: LiteRtReport) -> str:
+    exact = sum(not comparison.differing for comparison in tflite.operators.values())
+    return (
+        f"{exact} of {len(tflite.operators)} operators and the output ({tflite.end_to_end}) exact in "
+        f"{tflite.runtime} ({'passed' if tflite.passed else 'FAILED'}); "
+        f"{100 * tflite.program_top1_agreement:.2f} % same top-1 as the program"
+    )
 
 
 def _onnx_line(onnx: OnnxReport) -> str:
