@@ -29,14 +29,16 @@ SCALE = {8: 1, 4: 16, 2: 64}
 
 
 def _block_rows(codes: NDArray[np.int8], bits: int, shape: LayerShape) -> bytes:
-    """Rows in blocks of 16 bytes whose byte j holds codes j, h + j, … (h bytes in the block, lowest bits first)."""
+    """Rows in blocks of 16 bytes, as `runtime/ddq_helium_products.h` describes them."""
     per_byte = 8 // bits
     rows, length = codes.shape
     order: list[NDArray[np.int64]] = []
     for start in range(0, length, LANES * per_byte):
         count = min(LANES * per_byte, length - start)
         height = -(-count // per_byte)
-        places = np.arange(height)[:, None] + height * np.arange(per_byte)
+        byte, field = np.arange(height)[:, None], np.arange(per_byte)
+        half = bits < 8 and height <= LANES // 2
+        places = 2 * byte + field % 2 + 2 * height * (field // 2) if half else byte + height * field
         order.append(np.where(places < count, start + places, length).ravel())
     padded = np.concatenate([codes, np.zeros((rows, 1), np.int8)], axis=1)
     return pack_rows(padded[:, np.concatenate(order)], bits)

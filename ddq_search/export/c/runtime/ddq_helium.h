@@ -102,9 +102,11 @@ static inline void ddq_pack(uint8_t *y, uint32_t first, const uint8_t *codes, in
 }
 
 #if defined(__ARM_FEATURE_MVE)
-/* How a channel's shift is split: saturating left shifts before the high product, rounding right shifts (negative
- * numbers) after it. One rounding takes the floor of the high product, which a right shift by at least one completes:
- * floor((2^n p + 2^30 2^n) / 2^31 ...) drops only bits below the rounding bit. */
+/* How a channel's shift is split: saturating left shifts before the doubled high product, rounding right shifts
+ * (negative numbers) after it. Two roundings: the product is rounded, too. One rounding: it is not, and a right shift by
+ * at least one follows; floor((acc * m) / 2^31), then adding half and shifting by n, is floor((acc * m + 2^(30 + n)) /
+ * 2^(31 + n)), because the bits that the first floor drops lie below the half. Where the left shift saturates the result
+ * exceeds every code. */
 static inline int32x4_t ddq_left_shift(int32x4_t shift, int rounding) {
     const int32x4_t raised = rounding == DDQ_DOUBLE ? shift : vaddq_n_s32(shift, 1);
     return vmaxq_s32(raised, vdupq_n_s32(0));

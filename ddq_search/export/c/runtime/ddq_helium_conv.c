@@ -1,8 +1,8 @@
 /* Convolutions, pointwise, grouped and linear layers on Helium: columns of int8 codes times rows of weights.
  *
  * Three windows are gathered into columns (at the end of the image one at a time); then every pair of weight rows is
- * multiplied with the three columns, or four rows with the one (ddq_helium_products.h), and the sums of all channels
- * are requantized four lanes at a time.
+ * multiplied with the three columns, or four rows with the one (ddq_helium_products.h, also the layout of weights), and
+ * the sums of all channels are requantized four lanes at a time.
  *
  * Scratch: three columns; sums of three columns, int32, channels of a group rounded up to four; their codes, before
  * they are packed.
@@ -19,6 +19,7 @@ typedef struct {
     int8_t *columns, *column; /* all of them, the one that is gathered */
     int32_t *sums;
     product_rows *rows3, *rows1;
+    spreading last;   /* codes of a column */
     int h_end, w_end; /* windows from 0 to here are runs of bytes inside the image */
     uint32_t down;    /* codes from a row of such a window to the next */
     products_job job;
@@ -165,7 +166,7 @@ static void multiply(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t
             for (int i = 0; i < pixels; i++) {
                 int8_t *column = t->columns + i * t->column_bytes;
                 copy_codes(l, x, (uint32_t)(p + i) * l->in_c, 0, 1, t->k, column, 0);
-                spread(column, t->k, t->bits);
+                spread(column, &t->last);
             }
         }
         finish_tile(l, t, p, pixels, 0, y);
@@ -191,27 +192,30 @@ static void convolve(const ddq_layer *l, const uint8_t *x, uint8_t *y, tiling *t
                               run, t->column, run);
                 else
                     gather(l, x, at[i][0], at[i][1], group * t->depth, t);
-                spread(t->column, t->k, t->bits);
+                spread(t->column, &t->last);
             }
             finish_tile(l, t, p, pixels, group * t->rows, y);
         }
     }
 }
 
-static void run(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scratch, int bits, product_rows *rows3,
-                product_rows *rows1) {
+static void execute(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scratch, int bits, product_rows *rows3,
+                    product_rows *rows1) {
     const int depth = l->in_c / l->groups, rows = l->out_c / l->groups, k = l->kernel_h * l->kernel_w * depth;
     const int step = DDQ_LANES * 8 / bits, padded = (k + step - 1) / step * step, row_bytes = (k * bits + 7) / 8;
-    const int dense = l->kernel_h * l->kernel_w * l->stride_h * l->stride_w * l->groups == 1 && l->in_w == l->out_w
-                      && l->in_h == l->out_h;
-    const int column_bytes = bits == 8 ? k : padded, bytes = l->in_bits == 8 && l->groups == 1 && l->dilation_w == 1;
+    const int dense = l->kernel_h * l->kernel_w * l->stride_h * l->stride_w * l->groups == 1
+                      && l->pad_top + l->pad_left == 0 && l->in_h == l->out_h && l->in_w == l->out_w;
+    const spreading last = spread_of(k, bits);
+    const int column_bytes = last.moves ? padded : k, bytes = l->in_bits == 8 && l->groups == 1 && l->dilation_w == 1;
+    const int half_bytes = half_block(row_bytes, bits);
+    const int overshoot = -row_bytes & (half_bytes ? DDQ_LANES / 2 - 1 : DDQ_LANES - 1);
     const int h_end = l->in_h - (l->kernel_h - 1) * l->dilation_h, w_end = l->in_w - l->kernel_w + 1;
     int8_t *columns = (int8_t *)scratch;
     tiling t = {bits, k, depth, rows, column_bytes, columns, columns, (int32_t *)(void *)(scratch + PIXELS * padded),
-                rows3, rows1, bytes && h_end > 0 ? h_end : 0, bytes && w_end > 0 ? w_end : 0,
+                rows3, rows1, last, bytes && h_end > 0 ? h_end : 0, bytes && w_end > 0 ? w_end : 0,
                 (uint32_t)l->dilation_h * l->in_w * l->in_c,
-                {{columns, columns + column_bytes, columns + 2 * column_bytes}, row_bytes, row_bytes,
-                 -row_bytes & (DDQ_LANES - 1), 0, 0, 0, 0}};
+                {{columns, columns + column_bytes, columns + 2 * column_bytes}, 0, row_bytes - half_bytes, overshoot, 0, 0,
+                 0, 0, half_bytes, row_bytes}};
     if (dense)
         multiply(l, x, y, &t);
     else
@@ -219,13 +223,13 @@ static void run(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scrat
 }
 
 void ddq_helium_conv_w8(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
-    run(layer, x, y, scratch, 8, rows3_w8, rows1_w8);
+    execute(layer, x, y, scratch, 8, rows3_w8, rows1_w8);
 }
 
 void ddq_helium_conv_w4(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
-    run(layer, x, y, scratch, 4, rows3_w4, rows1_w4);
+    execute(layer, x, y, scratch, 4, rows3_w4, rows1_w4);
 }
 
 void ddq_helium_conv_w2(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
-    run(layer, x, y, scratch, 2, rows3_w2, rows1_w2);
+    execute(layer, x, y, scratch, 2, rows3_w2, rows1_w2);
 }
