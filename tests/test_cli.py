@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import signal
@@ -48,7 +49,10 @@ SURFACE = {
     "price": ["run", "--policy"],
     "policy": ["run", "--policy", "--to", "--out"],
     "evaluate": ["run", "--policy", "--split"],
-    "devices": ["name"],
+    "devices": ["name", "--validate"],
+    "calibrate": [
+        "base", "measurements", "--out", "--model", "--weight-bits", "--act-bits", "--input", "--classes",
+    ],
     "models": [],
     "tune": [
         "--config", "--model", "--weights", "--data", "--device", "--latency", "--flash-kib", "--flash",
@@ -140,6 +144,21 @@ def test_export_and_verify(call: Call, run: Path) -> None:
     _refused(call("verify", run), "program.bin")
     (folder / "program.bin").write_bytes(bytes(data[:50]))
     _refused(call("verify", run, "--policy", "best"), "program.bin")
+
+
+def test_tflite_export_and_verify(call: Call, run: Path) -> None:
+    code, out, _ = call("export", run, "--format", "tflite")
+    assert code == 0
+    assert "model.tflite: " in out
+    code, out, _ = call("verify", run)
+    assert code == 0
+    folder = run / "export" / json.loads((run / "front.json").read_text())["best"]
+    proof = json.loads((folder / "verification.json").read_text())
+    ran = importlib.util.find_spec("ai_edge_litert") is not None
+    assert ("reference kernels (passed)" in out) == ran
+    assert (proof["tflite"] is not None) == ran
+    assert call("export", run, "--format", "onnx")[0] == 0
+    assert not (folder / "model.tflite").exists()
 
 
 def test_one_broken_export_does_not_hide_the_others(call: Call, run: Path) -> None:

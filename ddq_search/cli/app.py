@@ -219,11 +219,36 @@ def evaluate(
 @app.command()
 def devices(
     name: Annotated[str | None, typer.Argument(help="profile to show in full, as JSON", show_default=False)] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="compare with the published figures shipped with the profiles")
+    ] = False,
 ) -> None:
-    """Lists the device profiles, or prints one with all its sources."""
+    """Lists the device profiles, prints one with all its sources, or compares with published figures."""
     from ddq_search.cli import lookups
 
-    lookups.devices(name)
+    lookups.devices(name, validate=validate)
+
+
+@app.command()
+def calibrate(
+    base: Annotated[str, typer.Argument(help="profile to start from: name or TOML file", show_default=False)],
+    measurements: Annotated[
+        Path,
+        typer.Argument(help="CSV of layers or networks, or benchmark_model's operator profile", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="profile to write")] = Path("mine.toml"),
+    model: Annotated[
+        str | None, typer.Option("--model", help="network of an operator profile: family, graph .json, layers .csv")
+    ] = None,
+    weight_bits: Annotated[int, typer.Option("--weight-bits", min=2, max=8, help="of an operator profile")] = 8,
+    act_bits: Annotated[int, typer.Option("--act-bits", min=2, max=8, help="of an operator profile")] = 8,
+    input_shape: Annotated[str, typer.Option("--input", help="CxHxW of networks that are named")] = "3x32x32",
+    classes: Annotated[int, typer.Option("--classes", min=1, help="classes of networks that are named")] = 10,
+) -> None:
+    """Fits a device profile to your own measurements and says how far it can be trusted."""
+    from ddq_search.cli.calibration import calibrate as calibrate_profile
+
+    calibrate_profile(base, measurements, out, model, (weight_bits, act_bits), input_shape, classes)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ddq_search.budget import LABELS, show
+from ddq_search.cli.tables import price_text
 from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError, PolicyError, RunError
 from ddq_search.interchange import SUFFIXES, read_any_policy
@@ -164,7 +165,8 @@ def price_lines(problem: Problem, policy: Policy) -> list[tuple[str, str, str]]:
     for cost, value in price.items():
         limit = problem.budgets.get(cost)
         verdict = "" if limit is None else f"{'within' if value <= limit else 'OVER'} {show(cost, limit)}"
-        rows.append((LABELS[cost], show(cost, value, problem.pricing.reference), verdict))
+        text = price_text(cost, value, problem.pricing.reference, problem.device.calibration)
+        rows.append((LABELS[cost], text, verdict))
     return rows
 
 

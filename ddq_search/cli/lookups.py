@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from ddq_search.budget import LABELS, show
 from ddq_search.cli.output import console, tell, writing
+from ddq_search.cost import LATENCY
 from ddq_search.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ddq_search.problem import Problem
 
 
 def inspect(
@@ -32,11 +36,15 @@ def inspect(
     config = read_config(None, flags, pins, settings)
     problem = assembly.assemble(config) if shape is None else assembly.assemble_shape(config, *shape)
     console.print(layer_table(problem))
-    totals = ", ".join(f"{LABELS[cost]} {show(cost, value)}" for cost, value in problem.pricing.reference.items())
+    uncalibrated = "" if problem.device.calibration.startswith("calibrated") else " (uncalibrated)"
+    totals = ", ".join(
+        f"{LABELS[cost]} {show(cost, value)}{uncalibrated if cost == LATENCY else ''}"
+        for cost, value in problem.pricing.reference.items()
+    )
     counts = device_free.totals(problem.graph)
     tell(f"{counts[device_free.MACS]:,} multiply-accumulates, {counts[device_free.PARAMETERS]:,} weights")
     tell(f"uniform 8 bit: {totals}")
-    tell(f"latency is {problem.device.calibration}")
+    _tell_trust(problem)
     for pattern in problem.space.unused_rules:
         tell(f"pin {pattern!r} matched nothing")
     if json_out:
@@ -57,7 +65,18 @@ def price(run: Path, policy: str) -> None:
     for row in assembly.price_lines(problem, chosen):
         table.add_row(*row)
     console.print(table)
+    _tell_trust(problem)
+
+
+def _tell_trust(problem: Problem) -> None:
+    """Says how far latencies can be trusted, and where the model leaves the shapes that the profile was fitted to."""
+    from hardware_models.calibrated_profile import extrapolations
+    from hardware_models.model import ArmCostModel
+
     tell(f"latency is {problem.device.calibration}")
+    if isinstance(problem.device, ArmCostModel):
+        for sentence in extrapolations(problem.device.profile, problem.graph):
+            tell(f"latency {sentence}")
 
 
 def convert(run: Path, policy: str, to: str, out: Path | None) -> None:
@@ -94,18 +113,44 @@ def evaluate(run: Path, policy: str, split: str) -> None:
     tell(f"{chosen.name} ({trained}): {split} loss {result.loss:.4f}, {task.metric} {result.score:.2f} {task.unit}")
 
 
-def devices(name: str | None) -> None:
-    """Lists the device profiles, or prints one."""
+def devices(name: str | None, *, validate: bool = False) -> None:
+    """Lists the device profiles, prints one, or compares one or all with published figures."""
     from hardware_models.profile import list_profiles, load_profile
 
+    if validate:
+        _validate(name)
+        return
     if name is not None:
         console.print_json(load_profile(name).model_dump_json())
         return
-    table = Table("device", "core", "runtime", "latency", show_lines=True)
+    table = Table("device", "core", "runtime", "held-out error", "of what", show_lines=True)
     table.columns[0].overflow = "fold"
     for profile in map(load_profile, list_profiles()):
-        calibration = f"{profile.calibration.status}: {profile.calibration.statement}"
-        table.add_row(profile.name, profile.core, profile.runtime, calibration)
+        found = profile.calibration
+        error = "" if found.held_out_error_pct is None else f"{found.held_out_error_pct:.1f} %"
+        trusted = error if found.status == "calibrated" else f"{error} uncalibrated".strip()
+        table.add_row(profile.name, profile.core, profile.runtime, trusted, found.statement)
+    console.print(table)
+
+
+def _validate(name: str | None) -> None:
+    """Reruns profiles against the published and counted figures shipped with them."""
+    from hardware_models.profile import load_profile
+    from hardware_models.validation import validate
+
+    wanted = None if name is None else load_profile(name).name
+    checks = [check for check in validate() if wanted in (None, check.profile)]
+    if not checks:
+        tell(f"{wanted}: no published or counted figures to compare with; its milliseconds are labelled uncalibrated")
+        return
+    table = Table(title="predicted against published and counted figures", title_justify="left")
+    for title in ("device", "what", "held out"):
+        table.add_column(title, overflow="fold")
+    for title in ("figures", "error %", "worst %"):
+        table.add_column(title, justify="right")
+    for check in checks:
+        figures = (str(check.samples), f"{check.error_pct:.1f}", f"{check.worst_pct:.1f}")
+        table.add_row(check.profile, check.what, check.split, *figures)
     console.print(table)
 
 

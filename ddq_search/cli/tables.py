@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ddq_search.budget import show
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM
 from ddq_search.feasibility import operation_costs
 from ddq_search.graph import Operation, operations
@@ -24,19 +25,20 @@ def front_table(document: Mapping[str, Any]) -> Table:
         show_edge=False,
     )  # fmt: skip
     table.add_column("policy", overflow="fold")
-    uncalibrated = "" if document["device"]["calibration"].startswith("calibrated") else ", un-\ncalibrated"
+    calibrated = document["device"]["calibration"].startswith("calibrated")
+    latency = ("latency\nms", "\n%") if calibrated else ("latency\n%", "ms, un-\ncalibrated")
     for name in (
-        "val\nloss", f"val {task['metric']}\n{task['unit']}", f"test\n{task['unit']}", f"latency\nms{uncalibrated}",
-        "\n%", "flash\nKiB", "\n%", "RAM\nKiB", "all\nbudgets",
+        "val\nloss", f"val {task['metric']}\n{task['unit']}", f"test\n{task['unit']}", *latency, "flash\nKiB", "\n%",
+        "RAM\nKiB", "all\nbudgets",
     ):  # fmt: skip
         table.add_column(name, justify="right", overflow="fold")
     table.add_row("float32", *_figures(document["float"]), *[""] * 6)
     for point in document["points"]:
+        both = (f"{point[LATENCY] * 1e3:.4g}", f"{100 * point[LATENCY] / reference[LATENCY]:.1f}")
         table.add_row(
             point["name"] + ("*" if point["on_front"] else "") + (" best" if point["name"] == document["best"] else ""),
             *_figures(point),
-            f"{point[LATENCY] * 1e3:.4g}",
-            f"{100 * point[LATENCY] / reference[LATENCY]:.1f}",
+            *(both if calibrated else reversed(both)),
             f"{point[FLASH] / 1024:.1f}",
             f"{100 * point[FLASH] / reference[FLASH]:.1f}",
             f"{point[PEAK_RAM] / 1024:.1f}",
@@ -66,6 +68,13 @@ def trial_table(trials: Sequence[Any], calibration: str) -> Table:
 
 def _latency_label(unit: str, calibration: str, comma: str = ", ") -> str:
     return f"latency {unit}" + ("" if calibration.startswith("calibrated") else f"{comma}uncalibrated")
+
+
+def price_text(cost: str, value: float, reference: Mapping[str, float], calibration: str) -> str:
+    """Returns a cost with its share of uniform 8 bit; the share comes first where milliseconds are uncalibrated."""
+    if cost != LATENCY or calibration.startswith("calibrated"):
+        return show(cost, value, reference)
+    return f"{100 * value / reference[cost]:.1f} % of uniform 8 bit ({show(cost, value)}, uncalibrated)"
 
 
 def layer_table(problem: Problem) -> Table:
