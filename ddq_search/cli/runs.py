@@ -227,10 +227,11 @@ def _verify(problem: Problem, record: RunDirectory, name: str, samples: int) -> 
 
 
 def _c_line(c: CReport) -> str:
-    ran = [f"{name} ({result.samples})" for name, result in c.targets.items() if not result.note]
+    ran = [f"the host ({c.samples} samples, {c.sanitized_samples} with sanitizers)"]
+    ran += [f"{name} ({result.samples})" for name, result in c.targets.items() if not result.note]
     not_run = [f"; {name} {result.note}" for name, result in c.targets.items() if result.note]
     verdict = "bit-exact" if c.passed else "FAILED"
-    return f"{verdict} on {', '.join([f'the host ({c.samples} samples, sanitized)', *ran])}{''.join(not_run)}"
+    return f"{verdict} on {', '.join(ran)}{''.join(not_run)}"
 
 
 def _tflite_line(tflite: LiteRtReport) -> str:

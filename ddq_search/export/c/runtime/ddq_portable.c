@@ -31,15 +31,29 @@ static int32_t product8(const uint8_t *row, const int16_t *column, int k, int32_
     return acc;
 }
 
+/* Codes of 4 bits in a byte, lowest first, and their sign. */
+static int32_t nibble(int byte, int place) {
+    return ((byte >> (4 * place) & 15) ^ 8) - 8;
+}
+
 static int32_t product4(const uint8_t *row, const int16_t *column, int k, int32_t acc) {
-    for (int i = 0; i < k; i++)
-        acc += (((row[i >> 1] >> ((i & 1) * 4) & 15) ^ 8) - 8) * column[i];
-    return acc;
+    int i = 0;
+    for (; i + 1 < k; i += 2, row++)
+        acc += nibble(*row, 0) * column[i] + nibble(*row, 1) * column[i + 1];
+    return i < k ? acc + nibble(*row, 0) * column[i] : acc;
+}
+
+static int32_t crumb(int byte, int place) {
+    return ((byte >> (2 * place) & 3) ^ 2) - 2;
 }
 
 static int32_t product2(const uint8_t *row, const int16_t *column, int k, int32_t acc) {
-    for (int i = 0; i < k; i++)
-        acc += (((row[i >> 2] >> ((i & 3) * 2) & 3) ^ 2) - 2) * column[i];
+    int i = 0;
+    for (; i + 3 < k; i += 4, row++)
+        acc += crumb(*row, 0) * column[i] + crumb(*row, 1) * column[i + 1] + crumb(*row, 2) * column[i + 2] +
+               crumb(*row, 3) * column[i + 3];
+    for (int place = 0; i < k; i++, place++)
+        acc += crumb(*row, place) * column[i];
     return acc;
 }
 
