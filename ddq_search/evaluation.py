@@ -6,7 +6,7 @@ share the program, not one line that runs it.
 Sums of products run in floating point only where that is exact: in float32 where the largest accumulator of the layer
 stays below 2^24, in float64 otherwise (an int32 accumulator always fits its 53 bits). Requantization is int64.
 
-Legend: ``[N, C, H, W]`` or ``[N, F]`` codes; ``zp`` zero point.
+Legend: ``[N, C, H, W]`` or ``[N, F]`` codes, uint8, or int32 on grids of 16 bits; ``zp`` zero point.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from ddq_search.integer.program import (
     Weighted,
     accumulator_bound,
 )  # fmt: skip
-from ddq_search.precision import activation_code_range
+from ddq_search.integer.program import Tensor as ProgramTensor
+from ddq_search.precision import ActivationGrid, activation_code_range
 
 FLOAT32_EXACT = 2**24
 """Below this, every integer is a float32, so sums are exact in any order."""
@@ -69,27 +70,27 @@ class IntegerEvaluator:
         self._uses = Counter(name for step in program.steps for name in step.inputs)
 
     def run(self, codes: Tensor | np.ndarray[Any, Any]) -> dict[str, Tensor]:
-        """Returns the codes of every tensor, step name → ``[N, ...]`` uint8."""
+        """Returns the codes of every tensor, step name → ``[N, ...]``."""
         return self._execute(self._codes(codes), keep=True)
 
     def output_codes(self, codes: Tensor | np.ndarray[Any, Any]) -> Tensor:
-        """Returns the codes of the output alone, ``[N, ...]`` uint8; other tensors are freed after their last use."""
+        """Returns the codes of the output alone, ``[N, ...]``; other tensors are freed after their last use."""
         parts = self._codes(codes).split(CHUNK if self.device.type == "cpu" else 16 * CHUNK)
         return torch.cat([self._execute(part, keep=False)[self.program.output.name] for part in parts])
 
     def scores(self, images: Tensor | np.ndarray[Any, Any]) -> Tensor:
-        """Returns the real output ``[N, ...]`` float32 for real images ``[N, ...]``, or for their uint8 codes."""
+        """Returns the real output ``[N, ...]`` float32 for real images ``[N, ...]``, or for their codes."""
         given = torch.as_tensor(images)
         codes = self.quantize(given) if given.is_floating_point() else given
         grid = self.program.output.grid
         return ((self.output_codes(codes).double() - grid.zero_point) * grid.scale).float()
 
     def quantize(self, images: Tensor) -> Tensor:
-        """Returns the codes ``[N, ...]`` uint8 of real images, rounded half to even in float32."""
+        """Returns the codes ``[N, ...]`` of real images, rounded half to even in float32."""
         grid = self.program.input.grid
         low, high = activation_code_range(grid.bits)
         codes = torch.round(images.to(self.device, torch.float32) / grid.scale) + grid.zero_point
-        return codes.clamp(low, high).to(torch.uint8)
+        return codes.clamp(low, high).to(_code_type(grid))
 
     # -- preparing --------------------------------------------------------------------------------------------
 
@@ -108,6 +109,7 @@ class IntegerEvaluator:
 
     def _codes(self, codes: Tensor | np.ndarray[Any, Any]) -> Tensor:
         given = torch.as_tensor(codes)
+        given = given.int() if given.dtype == torch.uint16 else given
         expected = self.program.input
         if given.is_floating_point() or tuple(given.shape[1:]) != expected.shape:
             raise VerificationError(
@@ -117,7 +119,7 @@ class IntegerEvaluator:
         low, high = activation_code_range(expected.grid.bits)
         if given.numel() and not (low <= int(given.min()) and int(given.max()) <= high):
             raise VerificationError(f"input codes leave the range {low} … {high} of the input's grid")
-        return given.to(self.device, torch.uint8)
+        return given.to(self.device, _code_type(expected.grid))
 
     # -- executing --------------------------------------------------------------------------------------------
 
@@ -142,7 +144,7 @@ class IntegerEvaluator:
             bias, multiplier, shift = self._channels[step.name]
             acc = self._products(step, x[0], zero_points[0]).to(torch.int64).add_(bias)
             scaled = _requantized(acc, multiplier, shift, step.rounding)
-            return _clamped(scaled, output.grid.zero_point, step.low, step.high)
+            return _clamped(scaled, output.grid, step.low, step.high)
         if isinstance(step, Add):
             total = sum(
                 (
@@ -152,21 +154,21 @@ class IntegerEvaluator:
                 start=torch.zeros((), dtype=torch.int64, device=self.device),
             )
             scaled = self._scaled(total, step.output_factor, step.rounding)
-            return _clamped(scaled, output.grid.zero_point, step.low, step.high)
+            return _clamped(scaled, output.grid, step.low, step.high)
         if isinstance(step, Multiply):
             first, second = (codes.to(torch.int64) - zp for codes, zp in zip(x, zero_points, strict=True))
             scaled = self._scaled(first * second, step.factor, step.rounding)
-            return _clamped(scaled, output.grid.zero_point, step.low, step.high)
+            return _clamped(scaled, output.grid, step.low, step.high)
         if isinstance(step, Mean):
             count = x[0].shape[2] * x[0].shape[3]
             acc = x[0].sum((2, 3), dtype=torch.int64) - count * zero_points[0]
             low, high = activation_code_range(output.grid.bits)
-            scaled = _clamped(self._scaled(acc, step.factor, step.rounding), output.grid.zero_point, low, high)
+            scaled = _clamped(self._scaled(acc, step.factor, step.rounding), output.grid, low, high)
             return scaled.reshape(-1, *output.shape)
         if isinstance(step, MaxPool):
             return _max_pool(step, x[0], output.shape)
         if isinstance(step, AveragePool):
-            return _average_pool(step, x[0], zero_points[0], output.shape)
+            return _average_pool(step, x[0], output)
         if isinstance(step, Lookup):
             return self._tables[step.name][x[0].int()]
         assert isinstance(step, Move)
@@ -202,8 +204,10 @@ def _weights(step: Weighted) -> Tensor:
 
 def _requantized(acc: Tensor, multiplier: Tensor, shift: Tensor, rounding: str) -> Tensor:
     """``acc * multiplier / 2^31 * 2^shift`` in int64; overwrites ``acc``."""
-    if rounding == "single":
+    if rounding in ("single", "reduced"):
         right = 31 - shift
+        if rounding == "reduced":  # 15 bits of the multiplier
+            multiplier, right = ((multiplier + 2**15) >> 16).clamp(max=2**15 - 1), right - 16
         half = torch.ones_like(right).bitwise_left_shift(right - 1)
         return acc.mul_(multiplier).add_(half).bitwise_right_shift_(right)
     if bool((shift > 0).any()):
@@ -215,28 +219,35 @@ def _requantized(acc: Tensor, multiplier: Tensor, shift: Tensor, rounding: str) 
     return acc.add_(half).sub_(towards_zero.to(torch.int64)).bitwise_right_shift_(right)
 
 
-def _clamped(values: Tensor, zero_point: int, low: int, high: int) -> Tensor:
-    return values.add_(zero_point).clamp_(low, high).to(torch.uint8)
+def _clamped(values: Tensor, grid: ActivationGrid, low: int, high: int) -> Tensor:
+    return values.add_(grid.zero_point).clamp_(low, high).to(_code_type(grid))
+
+
+def _code_type(grid: ActivationGrid) -> torch.dtype:
+    """Torch computes little on its uint16."""
+    return torch.uint8 if grid.bits <= 8 else torch.int32
 
 
 def _max_pool(step: MaxPool, codes: Tensor, shape: tuple[int, ...]) -> Tensor:
     grown = _grown(codes.float() + 1, step, shape)  # 0 = padding, below every code
-    return (F.max_pool2d(grown, step.kernel_size, step.stride) - 1).to(torch.uint8)
+    return (F.max_pool2d(grown, step.kernel_size, step.stride) - 1).to(codes.dtype)
 
 
-def _average_pool(step: AveragePool, codes: Tensor, zero_point: int, shape: tuple[int, ...]) -> Tensor:
+def _average_pool(step: AveragePool, codes: Tensor, output: ProgramTensor) -> Tensor:
     """Sums of ``x − zp`` (padding adds 0) by pooling with divisor 1, then one integer division by the count."""
-    counted = torch.ones_like(codes[:1, :1], dtype=torch.float32)
+    shape, zero_point = output.shape, output.grid.zero_point
+    counted = torch.ones_like(codes[:1, :1], dtype=torch.float64)
     if step.count_include_pad:
         top, bottom, left, right = step.padding
         counted = F.pad(counted, (left, right, top, bottom), value=1.0)
     count = _sums(_grown(counted, step, shape, padded=step.count_include_pad), step)
-    total = _sums(_grown(codes.float() - zero_point, step, shape), step) + zero_point * count
+    total = _sums(_grown(codes.double() - zero_point, step, shape), step) + zero_point * count
     if step.rounding == "half_up":
-        return torch.div(2 * total + count, 2 * count, rounding_mode="floor").to(torch.uint8)
-    signed = total - 128 * count
+        return torch.div(2 * total + count, 2 * count, rounding_mode="floor").to(codes.dtype)
+    zero = 128 if output.grid.bits <= 8 else 2**15
+    signed = total - zero * count
     away = torch.div(2 * signed + count * signed.sign(), 2 * count, rounding_mode="trunc")
-    return (away + 128).to(torch.uint8)
+    return (away + zero).to(codes.dtype)
 
 
 def _grown(images: Tensor, step: MaxPool | AveragePool, shape: tuple[int, ...], *, padded: bool = False) -> Tensor:

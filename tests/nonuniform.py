@@ -1,4 +1,4 @@
-"""Networks of `tests.networks` with non-uniform and multipoint weights."""
+"""Networks of `tests.networks` with non-uniform and multipoint weights, and with 16-bit activations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ddq_search.discrete import DiscreteNetwork, LayerNumbers, Point
 from ddq_search.graph import operations
-from ddq_search.precision import weight_code_range
+from ddq_search.precision import ActivationGrid, weight_code_range
 
 
 def with_codebooks(network: DiscreteNetwork, bits: Callable[[str], int]) -> DiscreteNetwork:
@@ -67,3 +67,13 @@ def taken_apart(layer: LayerNumbers, base_bits: int, point_bits: int, points: in
         rest = rest - codes * ratio.reshape(column).astype(np.int64)
     base = np.clip(rest, *weight_code_range(base_bits)).astype(np.int32)
     return replace(layer, codes=base, bits=base_bits, points=tuple(found))
+
+
+def with_wide_activations(network: DiscreteNetwork) -> DiscreteNetwork:
+    """Returns the network with every tensor on a symmetric grid of 16 bits that covers the range of its old one."""
+    grids = {}
+    for name, grid in network.grids.items():
+        reach = max(grid.zero_point, 2**grid.bits - 1 - grid.zero_point) * grid.scale
+        grids[name] = ActivationGrid(reach / (2**15 - 1), 2**15, 16)
+    policy = {v: 16 if v.startswith("activations/") else b for v, b in network.policy.items()}
+    return replace(network, grids=grids, policy=policy)

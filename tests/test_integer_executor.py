@@ -38,7 +38,7 @@ HALF = FixedPoint(2**30, 0)
 
 def run_step(step, codes, shape, source, output, *, second=None):
     """Runs one step on codes ``[N, *]``; both implementations must agree. ``second`` is ``(slice of codes, grid)``."""
-    codes = np.asarray(codes, np.uint8)
+    codes = np.asarray(codes, np.uint16 if source.bits == 16 else np.uint8)
     program = IntegerProgram(
         "tflite",
         {

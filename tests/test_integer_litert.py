@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 
@@ -11,60 +9,8 @@ from ddq_search.integer import executor
 from ddq_search.integer.lowering import _fixed, _mean_factor, _product_scale, activation_table
 from ddq_search.integer.program import AveragePool, Mean
 from ddq_search.precision import ActivationGrid
+from tests.litert_kernels import litert, schema
 from tests.test_integer_executor import run_step
-
-flatbuffers = pytest.importorskip("flatbuffers", reason="needs flatbuffers to write TFLite files")
-schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="needs LiteRT, whose kernels are the oracle")
-interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs LiteRT, whose kernels are the oracle")
-
-
-def litert(operator, version, codes, grids, shape, output, options=None, constant=None):
-    """Runs one operator on uint8 codes ``[1, ...]`` (channel-last) with the reference kernels; None if refused."""
-    model, graph, op = schema.ModelT(), schema.SubGraphT(), schema.OperatorT()
-    model.version, model.buffers = 3, [schema.BufferT(), schema.BufferT()]
-    code = schema.OperatorCodeT()
-    code.builtinCode = getattr(schema.BuiltinOperator, operator)
-    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-    code.version, model.operatorCodes = version, [code]
-    graph.tensors = [_tensor(f"x{i}", x.shape, grid) for i, (x, grid) in enumerate(zip(codes, grids, strict=True))]
-    graph.inputs = list(range(len(codes)))
-    if constant is not None:
-        model.buffers[1].data = np.frombuffer(np.asarray(constant, "<i4").tobytes(), np.uint8)
-        axes = schema.TensorT()
-        axes.name, axes.shape, axes.type, axes.buffer = "axes", [len(constant)], schema.TensorType.INT32, 1
-        graph.tensors.append(axes)
-    op.inputs, op.outputs = list(range(len(graph.tensors))), [len(graph.tensors)]
-    graph.outputs = op.outputs
-    graph.tensors.append(_tensor("y", shape, output))
-    if options is not None:
-        kind = type(options).__name__.removesuffix("T")
-        op.builtinOptions, op.builtinOptionsType = options, getattr(schema.BuiltinOptions, kind)
-    graph.operators, model.subgraphs = [op], [graph]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run = interpreter.Interpreter(
-            model_content=bytes(builder.Output()),
-            experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_REF,
-            num_threads=1,
-        )
-    try:
-        run.allocate_tensors()
-    except RuntimeError:
-        return None
-    for details, x in zip(run.get_input_details(), codes, strict=True):
-        run.set_tensor(details["index"], (x.astype(int) - 128).astype(np.int8))
-    run.invoke()
-    return run.get_tensor(run.get_output_details()[0]["index"]).astype(int) + 128
-
-
-def _tensor(name, shape, grid):
-    tensor, quantization = schema.TensorT(), schema.QuantizationParametersT()
-    quantization.scale, quantization.zeroPoint = np.float32([grid.scale]), np.int64([grid.zero_point - 128])
-    tensor.name, tensor.shape, tensor.type, tensor.buffer = name, list(shape), schema.TensorType.INT8, 0
-    tensor.quantization = quantization
-    return tensor
 
 
 def random_grid(rng, low=-3.0, high=0.5, factor=1.0):
@@ -115,7 +61,7 @@ def test_mean_is_the_runtimes(seed):
     output = source if seed % 5 == 0 else random_grid(rng, -2, 1, source.scale)
     codes = rng.integers(0, 256, (1, height, width, channels)).astype(np.uint8)
     options = schema.ReducerOptionsT()
-    found = litert("MEAN", 2, [codes], [source], (1, channels), output, options, [1, 2])
+    found = litert("MEAN", 2, [codes], [source], (1, channels), output, options, [(np.int32([1, 2]), None)])
     factor = _mean_factor("mean", source.scale / output.scale, height * width, "tflite")
     step = Mean("mean", ("input",), factor, "double")
     np.testing.assert_array_equal(run_step(step, codes.transpose(0, 3, 1, 2), (channels,), source, output), found)

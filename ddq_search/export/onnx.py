@@ -68,10 +68,14 @@ def export_onnx(program: IntegerProgram, path: Path) -> None:
     """Writes the program as an ONNX model that passes the ONNX checker.
 
     Raises:
-        ExportError: the onnx package is missing, the model does not pass its checker, or the file cannot be written.
+        ExportError: a tensor has 16 bits, the onnx package is missing, the model does not pass its checker, or the file
+            cannot be written.
     """
     onnx = load_onnx("onnx")
     check(program)
+    for name, tensor in program.tensors.items():
+        if tensor.grid.bits > 8:
+            raise ExportError(f"tensor {name!r} has {tensor.grid.bits} bits; the ONNX export writes up to 8")
     model = _Writer(program, onnx).model()
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -1,7 +1,7 @@
 """The reference executor: NumPy int64, one obvious function per step. It is the specification.
 
-Shapes: ``[N, C, H, W]`` or ``[N, F]`` codes; ``zp`` zero point. An accumulator that leaves int32 is an error, never a
-wrap-around.
+Shapes: ``[N, C, H, W]`` or ``[N, F]`` codes; ``zp`` zero point. An accumulator that leaves int32 (int64 where 16-bit
+activations are convolved: 2^47) is an error, never a wrap-around.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ddq_search.errors import VerificationError
 from ddq_search.integer.program import (
+    WIDE_ACCUMULATOR_MAX,
     Add,
     AveragePool,
     FixedPoint,
@@ -32,11 +33,13 @@ from ddq_search.integer.program import (
 from ddq_search.precision import activation_code_range
 
 Integers = NDArray[np.int64]
+Codes = NDArray[Any]
+"""Codes of a tensor: uint8, or uint16 on a grid of 16 bits."""
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 
-def run(program: IntegerProgram, codes: NDArray[np.integer], *, chunk: int = 16) -> dict[str, NDArray[np.uint8]]:
-    """Returns the codes of every tensor, step name → ``[N, ...]`` uint8.
+def run(program: IntegerProgram, codes: NDArray[np.integer], *, chunk: int = 16) -> dict[str, Codes]:
+    """Returns the codes of every tensor, step name → ``[N, ...]`` uint8, or uint16 on grids of 16 bits.
 
     Args:
         program: what to execute.
@@ -54,6 +57,9 @@ def run(program: IntegerProgram, codes: NDArray[np.integer], *, chunk: int = 16)
 def requantize(acc: Integers, multiplier: Any, shift: Any, rounding: Rounding) -> Integers:
     """Returns ``acc * multiplier / 2^31 * 2^shift`` rounded as named; ``multiplier`` and ``shift`` broadcast."""
     m, s = np.asarray(multiplier, np.int64), np.asarray(shift, np.int64)
+    if rounding == "reduced":
+        fifteen_bits = np.minimum((m + (1 << 15)) >> 16, 0x7FFF)
+        return np.asarray((acc * fifteen_bits + (np.int64(1) << (14 - s))) >> (15 - s))
     if rounding == "single":
         return np.asarray((acc * m + (np.int64(1) << (30 - s))) >> (31 - s))
     raised = np.clip(acc << np.maximum(s, 0), INT32_MIN, INT32_MAX)
@@ -76,8 +82,8 @@ def _check_codes(tensor: Tensor, codes: NDArray[np.integer]) -> None:
         raise VerificationError(f"input codes leave the range {low} … {high} of the input's grid")
 
 
-def _run_chunk(program: IntegerProgram, codes: Integers) -> dict[str, NDArray[np.uint8]]:
-    values: dict[str, NDArray[np.uint8]] = {}
+def _run_chunk(program: IntegerProgram, codes: Integers) -> dict[str, Codes]:
+    values: dict[str, Codes] = {}
     for step in program.steps:
         if isinstance(step, Input):
             result = codes
@@ -85,7 +91,8 @@ def _run_chunk(program: IntegerProgram, codes: Integers) -> dict[str, NDArray[np
             sources = [program.tensors[name] for name in step.inputs]
             x = [values[name].astype(np.int64) for name in step.inputs]
             result = _execute(step, program.tensors[step.name], sources, x)
-        values[step.name] = result.astype(np.uint8)
+        wide = program.tensors[step.name].grid.bits > 8
+        values[step.name] = result.astype(np.uint16 if wide else np.uint8)
     return values
 
 
@@ -95,7 +102,8 @@ def _execute(step: Step, output: Tensor, sources: list[Tensor], x: list[Integers
         centred = x[0] - zero_points[0]
         acc = _convolve(step, centred) if step.kind == "conv2d" else _matrix_product(step, centred)
         per_channel = (-1, 1, 1) if step.kind == "conv2d" else (-1,)
-        acc = _int32(step.name, acc + step.bias.astype(np.int64).reshape(per_channel))
+        acc = acc + step.bias.astype(np.int64).reshape(per_channel)
+        acc = _within(step.name, acc, WIDE_ACCUMULATOR_MAX) if step.rounding == "reduced" else _int32(step.name, acc)
         y = requantize(acc, step.multiplier.reshape(per_channel), step.shift.reshape(per_channel), step.rounding)
         return np.clip(y + output.grid.zero_point, step.low, step.high)
     if isinstance(step, Add):
@@ -168,13 +176,20 @@ def _average(step: AveragePool, x: Integers, zero_point: int, output: Tensor) ->
     count = _windows(step, _extend(step, ones, output, outside=counted, overhang=0), output).sum(axis=(4, 5))
     if step.rounding == "half_up":
         return np.asarray((total + count // 2) // count)
-    signed = total - 128 * count
+    zero = 2 ** (15 if output.grid.bits > 8 else 7)
+    signed = total - zero * count
     magnitude = (np.abs(signed) + count // 2) // count
-    return np.asarray(np.where(signed < 0, -magnitude, magnitude) + 128)
+    return np.asarray(np.where(signed < 0, -magnitude, magnitude) + zero)
 
 
 def _scaled(name: str, acc: Integers, factor: FixedPoint, rounding: Rounding) -> Integers:
     return requantize(_int32(name, acc), factor.multiplier, factor.shift, rounding)
+
+
+def _within(name: str, acc: Integers, largest: int) -> Integers:
+    if acc.size and int(np.abs(acc).max()) > largest:
+        raise VerificationError(f"{name!r}: an accumulator left ±{largest}")
+    return acc
 
 
 def _int32(name: str, acc: Integers) -> Integers:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from ddq_search.graph import SAME_GRID, WEIGHTED, Operation, inputs_of, operatio
 from ddq_search.integer.hard_swish import hard_swish_codes
 from ddq_search.integer.program import (
     INT32_MAX,
+    WIDE_ACCUMULATOR_MAX,
+    WIDE_SHIFT_MAX,
     Add,
     AveragePool,
     FixedPoint,
@@ -42,10 +45,10 @@ from ddq_search.integer.program import (
     reach,
 )  # fmt: skip
 from ddq_search.integer.weight_codes import signed_indices, signed_points, signed_values
-from ddq_search.precision import ActivationGrid, activation_code_range
+from ddq_search.precision import WIDE_BITS, ActivationGrid, activation_code_range
 
-ADD_LEFT_SHIFT = 20
-"""Headroom of an add: 8-bit codes shifted by 20 still fit int32."""
+ADD_LEFT_SHIFT, WIDE_ADD_LEFT_SHIFT = 20, 15
+"""Headroom of an add: 8-bit codes shifted by 20, and 16-bit codes shifted by 15, still fit int32."""
 
 FUNCTIONS: dict[str, Callable[[float], float]] = {
     "relu": lambda x: max(x, 0.0),
@@ -78,21 +81,40 @@ def lower(network: DiscreteNetwork, arithmetic: Arithmetic) -> IntegerProgram:
         if op.kind in SAME_GRID and any(network.grids[source] != network.grids[op.name] for source in sources):
             raise ExportError(f"{op.kind} {op.name!r} needs one grid for inputs and output; tie their quantizers")
         tensors[op.name] = Tensor(op.name, op.output_shape, _stored_grid(op.name, network.grids[op.name]))
+        _check_wide(op, [tensors[name].grid for name in (*sources, op.name)], arithmetic)
         steps.append(_step(op, tuple(sources), network, tensors, arithmetic))
     program = IntegerProgram(arithmetic, tensors, tuple(steps), {k: int(v) for k, v in network.policy.items()})
     check(program)
     return program
 
 
-def quantize_input(images: NDArray[np.floating], grid: ActivationGrid) -> NDArray[np.uint8]:
+def _check_wide(op: Operation, grids: list[ActivationGrid], arithmetic: Arithmetic) -> None:
+    """16-bit activations only as TensorFlow Lite has them: its arithmetic, no tables, input and output alike."""
+    wide = [grid.bits == WIDE_BITS for grid in grids]
+    if not any(wide):
+        return
+    if arithmetic != "tflite":
+        problem = f"exist in the arithmetic 'tflite' only, not in {arithmetic!r}"
+    elif op.kind == "activation":
+        problem = "have no look-up tables"
+    elif not all(wide):
+        problem = "need inputs and output alike at 16 bits"
+    else:
+        return
+    raise ExportError(f"{op.kind} {op.name!r}: 16-bit activations {problem}; give it 8 bits or fewer")
+
+
+def quantize_input(images: NDArray[np.floating], grid: ActivationGrid) -> NDArray[Any]:
     """Returns the codes ``[N, ...]`` of real inputs, rounded half to even in float32 as ONNX and torch do.
+
+    They are uint8, or uint16 on a grid of 16 bits.
 
     >>> quantize_input(np.array([[-9.0, 0.0, 0.26]]), ActivationGrid(0.1, 3, 8))
     array([[0, 3, 6]], dtype=uint8)
     """
     low, high = activation_code_range(grid.bits)
     codes = np.rint(np.asarray(images, np.float32) / np.float32(grid.scale)) + np.float32(grid.zero_point)
-    return np.asarray(np.clip(codes, low, high), np.uint8)
+    return np.asarray(np.clip(codes, low, high), np.uint16 if grid.bits == WIDE_BITS else np.uint8)
 
 
 def dequantize(codes: NDArray[np.integer], grid: ActivationGrid) -> NDArray[np.float32]:
@@ -173,6 +195,8 @@ def _weighted(
 ) -> Weighted:  # fmt: skip
     rows = layer.codes.shape[0]
     low, high = _clamp(op, output)
+    wide = source.bits == WIDE_BITS and op.kind == "conv2d"
+    limit = WIDE_ACCUMULATOR_MAX if wide else INT32_MAX
     signs = np.sign(layer.gain).astype(np.int8)
     magnitudes = weight_reach(layer.codes, layer.codebook, layer.points) * np.abs(signs)
     scale = (np.abs(layer.gain) * layer.scale).astype(np.float32)
@@ -182,7 +206,7 @@ def _weighted(
         offset = float(layer.offset[c])
         if not (math.isfinite(offset) and math.isfinite(float(scale[c]))):
             raise ExportError(f"layer {op.name!r}, channel {c}: scale or offset is not finite; re-estimate BatchNorm")
-        if _is_constant(op.name, c, int(magnitudes[c]), float(scale[c]), offset, source, output):
+        if _is_constant(op.name, c, int(magnitudes[c]), float(scale[c]), offset, source, output, limit):
             level = round_half_away(min(max(offset / output.scale, -1e6), 1e6))
             signs[c], scale[c] = 0, output.scale / source.scale
             bias[c] = min(max(level, low - output.zero_point), high - output.zero_point)
@@ -192,6 +216,8 @@ def _weighted(
         if rows == 1 and op.kind == "linear" and arithmetic == "tflite":  # one scale: the product is a float32
             real = float(np.float32(source.scale) * scale[c]) / output.scale
         factors.append(_fixed(f"{op.name}, channel {c}", real))
+        if wide and factors[-1].shift > WIDE_SHIFT_MAX:
+            raise ExportError(f"layer {op.name!r}, channel {c}: a multiplier of {real:.3g} is beyond 16-bit arithmetic")
     geometry = {key: tuple(op.attributes[key]) for key in ("stride", "padding", "dilation") if key in op.attributes}
     codes: NDArray[np.int8] | NDArray[np.uint8] = signed_values(layer.codes, signs)
     codebook = None
@@ -200,24 +226,30 @@ def _weighted(
     return Weighted(
         op.name, sources, op.kind, op.module or op.name, codes, layer.bits, bias,
         np.array([f.multiplier for f in factors], np.int32), np.array([f.shift for f in factors], np.int8), scale,
-        _rounding(arithmetic, op.kind), low, high, **geometry, groups=op.attributes.get("groups", 1),
-        codebook=codebook, points=signed_points(layer.points, signs),
+        "reduced" if wide else _rounding(arithmetic, op.kind), low, high, **geometry,
+        groups=op.attributes.get("groups", 1), codebook=codebook, points=signed_points(layer.points, signs),
     )  # fmt: skip
 
 
 def _is_constant(
     name: str, channel: int, magnitude: int, scale: float, offset: float, source: ActivationGrid,
-    output: ActivationGrid,
+    output: ActivationGrid, limit: int,
 ) -> bool:  # fmt: skip
     """Whether the channel's output does not depend on its input; refuses one whose accumulator cannot hold it."""
     step = source.scale * scale
     largest = magnitude * reach(source)
     if largest == 0 or quantize_multiplier(min(step / output.scale, 1.0))[0] == 0:
         return True
-    if largest + abs(offset) / step + 1 <= INT32_MAX:
+    bias = abs(offset) / step + 1
+    if bias <= INT32_MAX and largest + bias <= limit:
         return False
     if largest * step / output.scale < 0.5:
         return True
+    if largest > limit:
+        raise ExportError(
+            f"layer {name!r}, channel {channel}: its products may sum to {largest}, which overflows its accumulator; "
+            "give its input or its weights fewer bits"
+        )
     raise ExportError(
         f"layer {name!r}, channel {channel}: a bias of {offset:.6g} at an accumulator step of {step:.3g} overflows "
         "int32; raise the weight bits of this layer or remove the channel (its weights are tiny next to its bias)"
@@ -228,10 +260,11 @@ def _add(
     op: Operation, sources: tuple[str, ...], grids: list[ActivationGrid], output: ActivationGrid, arithmetic: Arithmetic
 ) -> Add:
     twice = 2 * max(grid.scale for grid in grids)
+    left_shift = WIDE_ADD_LEFT_SHIFT if output.bits == WIDE_BITS else ADD_LEFT_SHIFT
     first, second = (_fixed(op.name, grid.scale / twice) for grid in grids)
-    total = _fixed(op.name, twice / (2**ADD_LEFT_SHIFT * output.scale))
+    total = _fixed(op.name, twice / (2**left_shift * output.scale))
     low, high = _clamp(op, output)
-    return Add(op.name, sources, ADD_LEFT_SHIFT, (first, second), total, _rounding(arithmetic, op.kind), low, high)
+    return Add(op.name, sources, left_shift, (first, second), total, _rounding(arithmetic, op.kind), low, high)
 
 
 def _mean_factor(name: str, ratio: float, count: int, arithmetic: Arithmetic) -> FixedPoint:

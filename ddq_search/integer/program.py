@@ -26,12 +26,20 @@ from ddq_search.precision import ActivationGrid, activation_code_range
 
 INT32_MAX = 2**31 - 1
 
-Rounding = Literal["double", "single"]
+WIDE_ACCUMULATOR_MAX = 2**47 - 1
+"""Largest int64 accumulator of a convolution that reads 16-bit activations: its product with 15 bits fits int64."""
+WIDE_SHIFT_MAX = 7
+"""Largest shift of TensorFlow Lite's requantization of an int64 accumulator."""
+
+Rounding = Literal["double", "single", "reduced"]
 """How a requantization rounds: ``double`` = saturating rounding doubling high multiply (ties towards +∞), then a
-rounding right shift (ties away from zero); ``single`` = one shift of the 64-bit product (ties towards +∞)."""
+rounding right shift (ties away from zero); ``single`` = one shift of the 64-bit product (ties towards +∞);
+``reduced`` = as ``single`` with the multiplier rounded to 15 bits, as in TensorFlow Lite's convolutions of 16-bit
+activations."""
 
 PoolRounding = Literal["half_up", "half_away"]
-"""How an average of codes rounds: ``half_up``, or ``half_away`` from code 128, which is zero in an int8 container."""
+"""How an average of codes rounds: ``half_up``, or ``half_away`` from the code that is zero in a signed container (128
+in int8, 32768 in int16)."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +294,8 @@ def _check_step(step: Step, output: Tensor, sources: list[Tensor]) -> None:
     if isinstance(step, Weighted | Add | Multiply):
         _require(0 <= step.low <= step.high <= largest, step.name, f"clamp [{step.low}, {step.high}] leaves the grid")
     if isinstance(step, Weighted | Add | Multiply | Mean):
-        _require(step.rounding in ("double", "single"), step.name, f"unknown rounding {step.rounding!r}")
+        known = ("double", "single", "reduced") if isinstance(step, Weighted) else ("double", "single")
+        _require(step.rounding in known, step.name, f"unknown rounding {step.rounding!r}")
     if isinstance(step, Weighted):
         _check_weighted(step, output, sources[0])
     elif isinstance(step, Add):
@@ -298,6 +307,7 @@ def _check_step(step: Step, output: Tensor, sources: list[Tensor]) -> None:
     elif isinstance(step, Mean):  # one bit short where the runtime divides the multiplier by the count
         _check_factors(step.name, step.factor, smallest=2**29)
     elif isinstance(step, Lookup):
+        _require(all(t.grid.bits <= 8 for t in (output, *sources)), step.name, "a table has no 16-bit codes")
         _require(step.table.shape == (256,), step.name, "the table must have 256 entries")
         _require(int(step.table.max()) <= largest, step.name, f"the table exceeds {output.grid.bits} bits")
     elif isinstance(step, MaxPool | AveragePool | Move):
@@ -324,7 +334,10 @@ def _check_weighted(step: Weighted, output: Tensor, source: Tensor) -> None:
     _require(bool((step.scale > 0).all() and np.isfinite(step.scale).all()), step.name, "scales must be positive")
     bound = accumulator_bound(step, source.grid)
     worst = int(bound.argmax())
-    _require(int(bound[worst]) <= INT32_MAX, step.name, f"channel {worst} may overflow its int32 accumulator")
+    wide = step.rounding == "reduced"
+    name, limit = ("int64", WIDE_ACCUMULATOR_MAX) if wide else ("int32", INT32_MAX)
+    _require(int(bound[worst]) <= limit, step.name, f"channel {worst} may overflow its {name} accumulator")
+    _require(not wide or int(step.shift.max()) <= WIDE_SHIFT_MAX, step.name, f"a multiplier exceeds 2^{WIDE_SHIFT_MAX}")
 
 
 def _check_factors(name: str, *factors: FixedPoint, smallest: int = 2**30) -> None:
