@@ -68,7 +68,8 @@ def _column_bytes(shape: LayerShape, weight_bits: int, input_bits: int) -> int:
 
 
 def _tap_bytes(shape: LayerShape, weight_bits: int, input_bits: int) -> int:
-    return 12 * shape.kernel[0] * shape.kernel[1]
+    """Four weights of int16 for every tap; four bytes more where packed inputs are copied."""
+    return (12 if input_bits < 8 and shape.input[2] % 4 else 8) * shape.kernel[0] * shape.kernel[1]
 
 
 def _matrix_kernel(bits: int) -> Kernel:

@@ -17,7 +17,7 @@
 #endif
 
 /* The loops in assembly need every register: only where the compiler keeps none for itself. */
-#if DDQ_DSP && defined(__OPTIMIZE__)
+#if DDQ_DSP && defined(__OPTIMIZE__) && !defined(__clang__)
 #define DDQ_DSP_LOOPS 1
 #else
 #define DDQ_DSP_LOOPS 0
@@ -43,6 +43,23 @@ static inline uint32_t ddq_dsp_half(const uint8_t *p) {
     return half;
 #else
     return p[0] | (uint32_t)p[1] << 8;
+#endif
+}
+
+static inline void ddq_dsp_put_half(uint8_t *p, uint32_t half) {
+#if DDQ_DSP
+    const uint16_t value = (uint16_t)half;
+    memcpy(p, &value, sizeof value);
+#else
+    p[0] = (uint8_t)half, p[1] = (uint8_t)(half >> 8);
+#endif
+}
+
+static inline void ddq_dsp_put_word(uint8_t *p, uint32_t word) {
+#if DDQ_DSP
+    memcpy(p, &word, sizeof word);
+#else
+    ddq_dsp_put_half(p, word), ddq_dsp_put_half(p + 2, word >> 16);
 #endif
 }
 
@@ -123,8 +140,8 @@ static inline int32_t ddq_dsp_bytes(uint32_t a, int32_t sum) {
 }
 #endif
 
-/* Unsigned saturating sum and difference of four bytes; differences of lanes; the upper half of a 64-bit product; the
- * saturating sum; a shift towards minus infinity; half of a, rounded so, clamped to 0 … 255. */
+/* Unsigned saturating sum and difference of four bytes; differences of lanes; the upper half of a 64-bit product,
+ * as it is and rounded; the saturating sum; a shift towards minus infinity; half of a, rounded so, clamped to 0 … 255. */
 #if DDQ_DSP
 DDQ_DSP_BINARY(ddq_dsp_ssub16, "ssub16")
 static inline int32_t ddq_dsp_qadd(int32_t a, int32_t b) {
@@ -138,6 +155,11 @@ DDQ_DSP_BINARY(ddq_dsp_uqsub8, "uqsub8")
 static inline int32_t ddq_dsp_smmul(int32_t a, int32_t b) {
     int32_t result;
     __asm__("smmul %0, %1, %2" : "=r"(result) : "r"(a), "r"(b));
+    return result;
+}
+static inline int32_t ddq_dsp_smmulr(int32_t a, int32_t b) {
+    int32_t result;
+    __asm__("smmulr %0, %1, %2" : "=r"(result) : "r"(a), "r"(b));
     return result;
 }
 static inline uint32_t ddq_dsp_half_clamped(int32_t a) {
@@ -171,6 +193,9 @@ static inline uint32_t ddq_dsp_uqsub8(uint32_t a, uint32_t b) {
     return result;
 }
 static inline int32_t ddq_dsp_smmul(int32_t a, int32_t b) { return (int32_t)ddq_asr64((int64_t)a * b, 32); }
+static inline int32_t ddq_dsp_smmulr(int32_t a, int32_t b) {
+    return (int32_t)ddq_asr64((int64_t)a * b + ((int64_t)1 << 31), 32);
+}
 static inline uint32_t ddq_dsp_half_clamped(int32_t a) {
     const int32_t half = ddq_asr32(a, 1);
     return half < 0 ? 0 : half > 255 ? 255 : (uint32_t)half;

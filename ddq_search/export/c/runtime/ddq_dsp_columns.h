@@ -89,6 +89,13 @@ static inline void ddq_dsp_widen_bytes(ddq_dsp_column *column, const uint8_t *x,
     }
 }
 
+/* Widens the `count` bytes of one position; returns their sum. */
+__attribute__((noinline)) static int32_t ddq_dsp_widen_pixel(const uint8_t *x, int count, uint32_t *words) {
+    ddq_dsp_column column = {words, 0};
+    ddq_dsp_widen_bytes(&column, x, count);
+    return column.sum;
+}
+
 /* Appends `quads` quads that start at code `index` of the input, a multiple of four. */
 static inline void ddq_dsp_widen(ddq_dsp_column *column, const ddq_layer *layer, const uint8_t *x, uint32_t index,
                                  int quads) {
@@ -139,12 +146,8 @@ static inline int32_t ddq_dsp_gather(const ddq_layer *layer, const uint8_t *x, i
                        left + (kernel_w - 1) * layer->dilation_w < layer->in_w;
     ddq_dsp_column column = {words, 0};
     if (depth & 3) {
-        const uint8_t *window = bytes;
-        if (inside && kernel_h * kernel_w == 1 && layer->in_bits == 8)
-            window = x + ((uint32_t)top * layer->in_w + (uint32_t)left) * layer->in_c + first;
-        else
-            ddq_dsp_copy_window(layer, x, top, left, first, depth, inside, bytes);
-        ddq_dsp_widen_bytes(&column, window, kernel_h * kernel_w * depth);
+        ddq_dsp_copy_window(layer, x, top, left, first, depth, inside, bytes);
+        ddq_dsp_widen_bytes(&column, bytes, kernel_h * kernel_w * depth);
         return column.sum;
     }
     const int whole = inside && layer->groups == 1 && layer->dilation_w == 1;

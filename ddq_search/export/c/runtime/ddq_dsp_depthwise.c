@@ -1,16 +1,16 @@
 /* Depthwise convolutions on Cortex-M cores with the DSP extension.
  *
  * Four channels at a time: their weights are widened once to 16-bit lanes, pairs of words (c, c + 2), (c + 1, c + 3) for
- * every tap, and applied at all positions; inputs are widened as they are read. Windows that leave the image, and packed
- * inputs whose channels are no multiple of four, are first copied as bytes.
+ * every tap, and applied at all positions; inputs are widened as they are read. Windows of packed inputs whose channels
+ * are no multiple of four are first copied as bytes.
  *
  * Weights of every block of four channels: for tap after tap the four codes in plain order, those of 4 and 2 bits + 8
  * and + 2, then bytes of zero until the block is as long as its four rows. The last one to three channels: plain rows.
  *
- * Accumulators: int32, exact where |bias'| + 255 * sum(|w|) < 2^31. Scratch: 12 bytes for every tap.
+ * Accumulators: int32, exact where |bias'| + 255 * sum(|w|) < 2^31. Scratch: 8 bytes for every tap, 12 where
+ * windows are copied.
  */
 #include "ddq_dsp.h"
-#include "ddq_dsp_columns.h"
 #include "ddq_dsp_store.h"
 
 ddq_kernel ddq_dsp_depthwise;
@@ -38,85 +38,243 @@ static void widen_block(const uint8_t *w, int taps, int bits, uint32_t *words) {
     }
 }
 
-/* Four codes at x as a word of bytes. */
-DDQ_DSP_INLINE void load_quad(const uint8_t *x, int bits, uint32_t *even, uint32_t *odd) {
+/* What the four channels of a block share at all positions; pitches in bytes. */
+typedef struct {
+    const ddq_layer *layer;
+    const uint8_t *x;      /* the input's first code of the block */
+    const uint32_t *words; /* widened weights */
+    uint8_t *window;       /* room for a copied window, NULL where none is copied */
+    uint32_t outside;      /* four codes in_zero, packed as the input */
+    int position, pitch, step, row_pitch; /* from a position, tap, output, row of taps to the next */
+    int columns, out_c, out_bits, in_w, dilation;
+    int32_t bias[4], multiplier[4];
+    int shift[4], all_short, channel;
+} block;
+
+/* The rows of a window: how many lie above the image, in it, below it. */
+typedef struct {
+    int above, inside, below;
+} window_rows;
+
+/* Adds one tap: four codes at x with the weights at w. Constant `bits`. */
+DDQ_DSP_INLINE void add_tap(int32_t *acc, const uint8_t *x, const uint32_t *w, int bits) {
+    uint32_t even, odd;
     if (bits == 8) {
         const uint32_t codes = ddq_dsp_word(x);
-        *even = ddq_dsp_uxtb16(codes);
-        *odd = ddq_dsp_uxtb16_odd(codes);
+        even = ddq_dsp_uxtb16(codes);
+        odd = ddq_dsp_uxtb16_odd(codes);
     } else {
         const uint32_t codes = bits == 4 ? ddq_dsp_half(x) : *x, spread = codes | codes << (bits == 4 ? 8 : 12);
         const uint32_t mask = bits == 4 ? 0x000F000F : 0x00030003;
-        *even = spread & mask;
-        *odd = spread >> bits & mask;
+        even = spread & mask;
+        odd = spread >> bits & mask;
+    }
+    acc[0] = ddq_dsp_smlabb(even, w[0], acc[0]);
+    acc[1] = ddq_dsp_smlabb(odd, w[1], acc[1]);
+    acc[2] = ddq_dsp_smlatt(even, w[0], acc[2]);
+    acc[3] = ddq_dsp_smlatt(odd, w[1], acc[3]);
+}
+
+/* Adds `count` taps `pitch` bytes apart; returns the weights after them. */
+DDQ_DSP_INLINE const uint32_t *add_taps(int32_t *acc, const uint8_t *x, const uint32_t *w, int count, int pitch,
+                                        int bits) {
+    if (count == 3) {
+        add_tap(acc, x, w, bits);
+        add_tap(acc, x + pitch, w + 2, bits);
+        add_tap(acc, x + 2 * pitch, w + 4, bits);
+        return w + 6;
+    }
+    for (; count > 0; count--, x += pitch, w += 2)
+        add_tap(acc, x, w, bits);
+    return w;
+}
+
+/* Copies the window of four channels as bytes, code by code. */
+__attribute__((noinline)) static void copy_window(const block *part, const uint8_t *x, int top, int left) {
+    const ddq_layer *layer = part->layer;
+    uint8_t *window = part->window;
+    for (int row = 0, in_y = top; row < layer->kernel_h; row++, in_y += layer->dilation_h)
+        for (int column = 0, in_x = left; column < layer->kernel_w; column++, in_x += layer->dilation_w) {
+            const int inside = in_y >= 0 && in_y < layer->in_h && in_x >= 0 && in_x < layer->in_w;
+            const uint32_t index = ((uint32_t)in_y * layer->in_w + (uint32_t)in_x) * layer->in_c + (uint32_t)part->channel;
+            for (uint32_t i = 0; i < 4; i++)
+                *window++ = inside ? ddq_get(x, index + i, layer->in_bits) : layer->in_zero;
+        }
+}
+
+/* Adds three taps of 8-bit inputs `pitch` bytes apart; returns the weights after them. */
+DDQ_DSP_INLINE const uint32_t *add_three_taps(int32_t *acc, const uint8_t *x, const uint32_t *w, int pitch) {
+#if DDQ_DSP_LOOPS
+#define DDQ_DSP_TAP(address)                                                                                           \
+    "ldr %[u], " address "\n\tldrd %[p], %[q], [%[w]], #8\n\tuxtb16 %[t], %[u]\n\tuxtb16 %[u], %[u], ror #8\n\t"         \
+    "smlabb %[a], %[t], %[p], %[a]\n\tsmlabb %[b], %[u], %[q], %[b]\n\tsmlatt %[c], %[t], %[p], %[c]\n\t"                \
+    "smlatt %[d], %[u], %[q], %[d]\n\t"
+    uint32_t t, u, p, q;
+    __asm__ volatile(DDQ_DSP_TAP("[%[x]]") DDQ_DSP_TAP("[%[x], %[pitch]]") DDQ_DSP_TAP("[%[x], %[pitch], lsl #1]")
+                     : [a] "+r"(acc[0]), [b] "+r"(acc[1]), [c] "+r"(acc[2]), [d] "+r"(acc[3]), [w] "+r"(w),
+                       [t] "=&r"(t), [u] "=&r"(u), [p] "=&r"(p), [q] "=&r"(q)
+                     : [x] "r"(x), [pitch] "r"(pitch)
+                     : "memory");
+    return w;
+#undef DDQ_DSP_TAP
+#else
+    return add_taps(acc, x, w, 3, pitch, 8);
+#endif
+}
+
+DDQ_DSP_INLINE uint32_t block_codes(const block *part, const ddq_dsp_output *output, const int32_t *acc) {
+    const int32_t *m = part->multiplier;
+    const int *e = part->shift;
+    if (!part->all_short) {
+        const int32_t pairs[8] = {acc[0], 0, acc[1], 0, acc[2], 0, acc[3], 0};
+        const int8_t *const shift = part->layer->shift + part->channel;
+        return ddq_dsp_codes_long(output, m, shift, pairs, 1) |
+               ddq_dsp_codes_long(output, m + 2, shift + 2, pairs + 4, 1) << 16;
+    }
+    if (output->is_double)
+        return ddq_dsp_code_double(output, acc[0], m[0], e[0]) | ddq_dsp_code_double(output, acc[1], m[1], e[1]) << 8 |
+               ddq_dsp_code_double(output, acc[2], m[2], e[2]) << 16 |
+               ddq_dsp_code_double(output, acc[3], m[3], e[3]) << 24;
+    return ddq_dsp_code_single(output, acc[0], m[0], e[0]) | ddq_dsp_code_single(output, acc[1], m[1], e[1]) << 8 |
+           ddq_dsp_code_single(output, acc[2], m[2], e[2]) << 16 | ddq_dsp_code_single(output, acc[3], m[3], e[3]) << 24;
+}
+
+DDQ_DSP_INLINE void store_block(uint8_t *y, uint32_t index, int out_bits, uint32_t codes) {
+    if (out_bits == 8) {
+        ddq_dsp_put_word(y + index, codes);
+    } else {
+        ddq_dsp_store_packed(y, index, out_bits, codes);
+        ddq_dsp_store_packed(y, index + 2, out_bits, codes >> 16);
     }
 }
 
-/* Adds `rows` x `columns` taps, `pitch` and `row_pitch` bytes apart. Constant `bits`. */
-DDQ_DSP_INLINE void add_taps(int32_t *acc, const uint8_t *x, const uint32_t *w, int rows, int columns,
-                             uint32_t row_pitch, uint32_t pitch, int bits) {
-    int32_t first = acc[0], second = acc[1], third = acc[2], fourth = acc[3];
-    for (; rows > 0; rows--, x += row_pitch) {
-        const uint8_t *tap = x;
-        for (int count = columns; count > 0; count--, tap += pitch, w += 2) {
-            uint32_t even, odd;
-            load_quad(tap, bits, &even, &odd);
-            first = ddq_dsp_smlabb(even, w[0], first);
-            second = ddq_dsp_smlabb(odd, w[1], second);
-            third = ddq_dsp_smlatt(even, w[0], third);
-            fourth = ddq_dsp_smlatt(odd, w[1], fourth);
+/* Adds `rows` rows of taps at x. Constant `bits` and `three` (columns). */
+DDQ_DSP_INLINE const uint32_t *add_rows(int32_t *acc, const uint8_t *x, const uint32_t *w, int rows, int columns,
+                                        int row_pitch, int pitch, int bits, int three) {
+    for (; rows > 0; rows--, x += row_pitch)
+        w = three && bits == 8 ? add_three_taps(acc, x, w, pitch)
+                               : add_taps(acc, x, w, three ? 3 : columns, pitch, bits);
+    return w;
+}
+
+/* `count` positions whose windows leave the image at most above and below; x is the first row inside of the first.
+ * Constant `bits` and `three`. */
+DDQ_DSP_INLINE void run_inside(const block *part, const ddq_dsp_output *output, const uint8_t *x, uint8_t *y,
+                               uint32_t index, int count, window_rows rows, int bits, int three) {
+    const uint8_t *const outside = (const uint8_t *)&part->outside;
+    for (; count > 0; count--, x += part->step, index += (uint32_t)part->out_c) {
+        int32_t acc[4] = {part->bias[0], part->bias[1], part->bias[2], part->bias[3]};
+        const uint32_t *w = part->words;
+        if (rows.above)
+            w = add_rows(acc, outside, w, rows.above, part->columns, 0, 0, bits, three);
+        w = add_rows(acc, x, w, rows.inside, part->columns, part->row_pitch, part->pitch, bits, three);
+        if (rows.below)
+            add_rows(acc, outside, w, rows.below, part->columns, 0, 0, bits, three);
+        store_block(y, index, part->out_bits, ddq_dsp_clamped(output, block_codes(part, output, acc)));
+    }
+}
+
+/* One position whose window may leave the image; its first column is `left` of the input, x its first tap in a row
+ * inside. Constant `bits` and `three`. */
+DDQ_DSP_INLINE void run_border(const block *part, const ddq_dsp_output *output, const uint8_t *x, uint8_t *y,
+                               uint32_t index, int left, window_rows rows, int bits, int three) {
+    const uint8_t *const outside = (const uint8_t *)&part->outside;
+    const uint32_t width = (uint32_t)part->in_w;
+    const int dilation = part->dilation, pitch = part->pitch, row_pitch = part->row_pitch;
+    int32_t acc[4] = {part->bias[0], part->bias[1], part->bias[2], part->bias[3]};
+    const uint32_t *w = add_rows(acc, outside, part->words, rows.above, part->columns, 0, 0, bits, three);
+    if (three) {
+        const int in0 = (uint32_t)left < width, in1 = (uint32_t)(left + dilation) < width;
+        const int in2 = (uint32_t)(left + 2 * dilation) < width;
+        const uint8_t *x0 = in0 ? x : outside, *x1 = in1 ? x + pitch : outside, *x2 = in2 ? x + 2 * pitch : outside;
+        const int step0 = in0 ? row_pitch : 0, step1 = in1 ? row_pitch : 0, step2 = in2 ? row_pitch : 0;
+        for (int row = rows.inside; row > 0; row--, x0 += step0, x1 += step1, x2 += step2, w += 6) {
+            add_tap(acc, x0, w, bits);
+            add_tap(acc, x1, w + 2, bits);
+            add_tap(acc, x2, w + 4, bits);
+        }
+    } else {
+        for (int row = rows.inside; row > 0; row--, x += row_pitch) {
+            const uint8_t *tap = x;
+            for (int column = part->columns, in_x = left; column > 0; column--, in_x += dilation, tap += pitch, w += 2)
+                add_tap(acc, (uint32_t)in_x < width ? tap : outside, w, bits);
         }
     }
-    acc[0] = first, acc[1] = second, acc[2] = third, acc[3] = fourth;
+    add_rows(acc, outside, w, rows.below, part->columns, 0, 0, bits, three);
+    store_block(y, index, part->out_bits, ddq_dsp_clamped(output, block_codes(part, output, acc)));
 }
 
-/* Copies the window of four channels as bytes, tap after tap. */
-static void copy_window(const ddq_layer *layer, const uint8_t *x, int top, int left, int channel, uint8_t *window) {
-    const int whole = layer->in_bits == 8 || (layer->in_c & 3) == 0;
-    for (int row = 0; row < layer->kernel_h; row++) {
-        const int in_y = top + row * layer->dilation_h;
-        for (int column = 0; column < layer->kernel_w; column++, window += 4) {
-            const int in_x = left + column * layer->dilation_w;
-            if (in_y < 0 || in_y >= layer->in_h || in_x < 0 || in_x >= layer->in_w) {
-                memset(window, layer->in_zero, 4);
-                continue;
-            }
-            const uint32_t index = ((uint32_t)in_y * layer->in_w + (uint32_t)in_x) * layer->in_c + (uint32_t)channel;
-            if (whole && layer->in_bits == 8)
-                memcpy(window, x + index, 4);
-            else
-                for (uint32_t i = 0; i < 4; i++)
-                    window[i] = ddq_get(x, index + i, layer->in_bits);
-        }
+#define DDQ_DSP_POSITIONS(name, bits, three)                                                                           \
+    __attribute__((noinline)) static void inside_##name(const block *part, const ddq_dsp_output *output,               \
+                                                        const uint8_t *x, uint8_t *y, uint32_t index, int count,       \
+                                                        window_rows rows) {                                            \
+        run_inside(part, output, x, y, index, count, rows, bits, three);                                               \
+    }                                                                                                                  \
+    __attribute__((noinline)) static void border_##name(const block *part, const ddq_dsp_output *output,               \
+                                                        const uint8_t *x, uint8_t *y, uint32_t index, int left,        \
+                                                        window_rows rows) {                                            \
+        run_border(part, output, x, y, index, left, rows, bits, three);                                                \
     }
+DDQ_DSP_POSITIONS(8_three, 8, 1)
+DDQ_DSP_POSITIONS(8, 8, 0)
+DDQ_DSP_POSITIONS(4, 4, 0)
+DDQ_DSP_POSITIONS(2, 2, 0)
+
+typedef void positions(const block *part, const ddq_dsp_output *output, const uint8_t *x, uint8_t *y, uint32_t index,
+                       int count_or_left, window_rows rows);
+
+/* One position whose window is copied. */
+static void run_copied(const block *part, const ddq_dsp_output *output, const uint8_t *input, uint8_t *y,
+                       uint32_t index, int top, int left) {
+    int32_t acc[4] = {part->bias[0], part->bias[1], part->bias[2], part->bias[3]};
+    copy_window(part, input, top, left);
+    add_taps(acc, part->window, part->words, part->layer->kernel_h * part->layer->kernel_w, 4, 8);
+    store_block(y, index, part->out_bits, ddq_dsp_clamped(output, block_codes(part, output, acc)));
 }
 
-DDQ_DSP_INLINE void block(const ddq_layer *layer, const ddq_dsp_clamp *clamp, const uint8_t *x, uint8_t *y, int channel,
-                          const uint32_t *words, uint8_t *window, int bits) {
-    const int rows = layer->kernel_h, columns = layer->kernel_w;
-    const int reach_h = (rows - 1) * layer->dilation_h, reach_w = (columns - 1) * layer->dilation_w;
-    const uint32_t position_bytes = (uint32_t)layer->in_c * (uint32_t)bits / 8;
-    const uint32_t pitch = position_bytes * layer->dilation_w, row_pitch = position_bytes * layer->in_w * layer->dilation_h;
-    const int direct = bits == 8 || (layer->in_c & 3) == 0;
-    uint32_t index = (uint32_t)channel;
-    x += (uint32_t)channel * (uint32_t)bits / 8;
-    for (int out_y = 0, top = -layer->pad_top; out_y < layer->out_h; out_y++, top += layer->stride_h) {
-        const int inside = direct && top >= 0 && top + reach_h < layer->in_h;
-        for (int out_x = 0, left = -layer->pad_left; out_x < layer->out_w; out_x++, left += layer->stride_w) {
-            int32_t acc[4] = {layer->bias[channel], layer->bias[channel + 1], layer->bias[channel + 2],
-                              layer->bias[channel + 3]};
-            if (inside && left >= 0 && left + reach_w < layer->in_w) {
-                add_taps(acc, x + (uint32_t)(top * layer->in_w + left) * position_bytes, words, rows, columns,
-                         row_pitch, pitch, bits);
+static window_rows rows_at(const ddq_layer *layer, int top) {
+    window_rows rows = {0, 0, 0};
+    for (int row = layer->kernel_h, in_y = top; row > 0; row--, in_y += layer->dilation_h)
+        if (in_y < 0)
+            rows.above++;
+        else if (in_y < layer->in_h)
+            rows.inside++;
+        else
+            rows.below++;
+    return rows;
+}
+
+/* Four channels at all positions. */
+static void run_block(const block *part, const ddq_dsp_output *output, const uint8_t *input, uint8_t *y) {
+    const ddq_layer *layer = part->layer;
+    const int bits = layer->in_bits, three = bits == 8 && layer->kernel_w == 3;
+    positions *const inside = three ? inside_8_three : bits == 8 ? inside_8 : bits == 4 ? inside_4 : inside_2;
+    positions *const border = three ? border_8_three : bits == 8 ? border_8 : bits == 4 ? border_4 : border_2;
+    const int width = layer->out_w, stride = layer->stride_w;
+    const int last_left = layer->in_w - 1 - (layer->kernel_w - 1) * layer->dilation_w;
+    /* Positions first ... end - 1 of a row have all columns inside. */
+    const int first = (layer->pad_left + stride - 1) / stride;
+    int end = last_left + layer->pad_left < 0 ? 0 : (last_left + layer->pad_left) / stride + 1;
+    end = end < width ? end : width;
+    uint32_t index = (uint32_t)part->channel;
+    for (int out_y = layer->out_h, top = -layer->pad_top; out_y > 0; out_y--, top += layer->stride_h) {
+        const window_rows rows = rows_at(layer, top);
+        const int in_y = top + rows.above * layer->dilation_h;
+        const uint8_t *const x = part->x + (in_y * layer->in_w - layer->pad_left) * part->position;
+        int out_x = 0;
+        while (out_x < width) {
+            const int left = out_x * stride - layer->pad_left;
+            int count = 1;
+            if (part->window) {
+                run_copied(part, output, input, y, index, top, left);
+            } else if (out_x == first && end > first) {
+                count = end - first;
+                inside(part, output, x + out_x * part->step, y, index, count, rows);
             } else {
-                copy_window(layer, x - (uint32_t)channel * (uint32_t)bits / 8, top, left, channel, window);
-                add_taps(acc, window, words, 1, rows * columns, 0, 4, 8);
+                border(part, output, x + out_x * part->step, y, index, left, rows);
             }
-            uint32_t codes[4];
-            for (int i = 0; i < 4; i++)
-                ddq_dsp_codes(layer, clamp, acc + i, channel + i, 1, codes + i);
-            ddq_dsp_store_four(layer, clamp, y, index, codes[0] | codes[1] << 8 | codes[2] << 16 | codes[3] << 24);
-            index += layer->out_c;
+            out_x += count;
+            index += (uint32_t)(count * layer->out_c);
         }
     }
 }
@@ -144,22 +302,31 @@ static void channel_alone(const ddq_layer *layer, const uint8_t *x, uint8_t *y, 
 }
 
 void ddq_dsp_depthwise(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
-    const int taps = layer->kernel_h * layer->kernel_w;
+    const int taps = layer->kernel_h * layer->kernel_w, bits = layer->in_bits;
     const uint32_t row_bytes = (uint32_t)(taps * layer->w_bits + 7) / 8;
     uint32_t *const words = (uint32_t *)(void *)scratch;
-    uint8_t *const window = scratch + 8 * taps;
-    const ddq_dsp_clamp clamp = ddq_dsp_clamp_of(layer);
+    const ddq_dsp_output output = ddq_dsp_output_of(layer, taps);
     const uint8_t *w = layer->weights;
-    int channel = 0;
-    for (; channel + 3 < layer->out_c; channel += 4, w += 4 * row_bytes) {
+    block part = {.layer = layer, .words = words, .columns = layer->kernel_w, .out_c = layer->out_c};
+    part.out_bits = layer->out_bits, part.in_w = layer->in_w, part.dilation = layer->dilation_w;
+    part.position = layer->in_c * bits / 8;
+    part.pitch = part.position * layer->dilation_w, part.step = part.position * layer->stride_w;
+    part.row_pitch = part.position * layer->in_w * layer->dilation_h;
+    part.window = bits < 8 && layer->in_c & 3 ? scratch + 8 * taps : NULL;
+    part.outside = (bits == 8 ? 0x01010101u : bits == 4 ? 0x11111111u : 0x55555555u) * layer->in_zero;
+    for (; part.channel + 3 < layer->out_c; part.channel += 4, w += 4 * row_bytes) {
+        part.x = x + (uint32_t)part.channel * (uint32_t)bits / 8;
+        int shifts = 0;
+        for (int i = 0; i < 4; i++) {
+            part.bias[i] = layer->bias[part.channel + i];
+            part.multiplier[i] = layer->multiplier[part.channel + i];
+            part.shift[i] = output.shift - layer->shift[part.channel + i];
+            shifts |= part.shift[i];
+        }
+        part.all_short = ddq_dsp_short(shifts);
         widen_block(w, taps, layer->w_bits, words);
-        if (layer->in_bits == 8)
-            block(layer, &clamp, x, y, channel, words, window, 8);
-        else if (layer->in_bits == 4)
-            block(layer, &clamp, x, y, channel, words, window, 4);
-        else
-            block(layer, &clamp, x, y, channel, words, window, 2);
+        run_block(&part, &output, x, y);
     }
-    for (; channel < layer->out_c; channel++, w += row_bytes)
-        channel_alone(layer, x, y, channel, w);
+    for (; part.channel < layer->out_c; part.channel++, w += row_bytes)
+        channel_alone(layer, x, y, part.channel, w);
 }
