@@ -12,7 +12,7 @@ schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="needs
 interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs LiteRT, whose kernels are the oracle")
 
 
-def litert(operator, version, codes, grids, shape, output, options=None, constants=()):
+def litert(operator, version, codes, grids, shape, output, options=None, constants=(), axis=0):
     """Runs one operator on unsigned codes ``[1, ...]`` (channel-last); returns its codes, None where it is refused.
 
     Args:
@@ -24,6 +24,7 @@ def litert(operator, version, codes, grids, shape, output, options=None, constan
         output: grid of the output.
         options: the operator's options table.
         constants: ``(array, scales)`` of further inputs; scales None for plain numbers.
+        axis: dimension of a constant that its scales belong to.
     """
     model, graph, op = schema.ModelT(), schema.SubGraphT(), schema.OperatorT()
     model.version, model.buffers = 3, [schema.BufferT()]
@@ -34,7 +35,7 @@ def litert(operator, version, codes, grids, shape, output, options=None, constan
     graph.tensors = [_tensor(f"x{i}", x.shape, grid) for i, (x, grid) in enumerate(zip(codes, grids, strict=True))]
     graph.inputs = list(range(len(codes)))
     for array, scales in constants:
-        graph.tensors.append(_constant(f"c{len(graph.tensors)}", array, scales, len(model.buffers)))
+        graph.tensors.append(_constant(f"c{len(graph.tensors)}", array, scales, len(model.buffers), axis))
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(array.tobytes(), np.uint8)
         model.buffers.append(buffer)
@@ -77,12 +78,13 @@ def _tensor(name, shape, grid):
     return tensor
 
 
-def _constant(name, array, scales, buffer):
+def _constant(name, array, scales, buffer, axis):
     tensor = schema.TensorT()
     tensor.name, tensor.shape, tensor.buffer = name, list(array.shape), buffer
     tensor.type = getattr(schema.TensorType, array.dtype.name.upper())
     if scales is not None:
         tensor.quantization = _quantization(scales, np.zeros(len(scales)))
+        tensor.quantization.quantizedDimension = axis
     return tensor
 
 

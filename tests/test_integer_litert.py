@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ddq_search.integer import executor
-from ddq_search.integer.lowering import _fixed, _mean_factor, _product_scale, activation_table
+from ddq_search.integer.lowering import _fixed, _mean_factor, _product_scale
 from ddq_search.integer.program import AveragePool, Mean
+from ddq_search.integer.tables import activation_table
 from ddq_search.precision import ActivationGrid
 from tests.litert_kernels import litert, schema
 from tests.test_integer_executor import run_step

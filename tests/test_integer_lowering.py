@@ -13,8 +13,9 @@ from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import ExportError
 from ddq_search.graph import Operation
 from ddq_search.integer import executor
-from ddq_search.integer.lowering import activation_table, dequantize, lower, quantize_input, round_half_away
+from ddq_search.integer.lowering import dequantize, lower, quantize_input
 from ddq_search.integer.program import Add, Mean, Multiply, accumulator_bound, check
+from ddq_search.integer.tables import activation_table, round_half_away
 from ddq_search.precision import ActivationGrid
 from tests.networks import random_network, sample_images
 

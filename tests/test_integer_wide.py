@@ -12,19 +12,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddq_search.arithmetic import quantize_multiplier
 from ddq_search.errors import ExportError, VerificationError
 from ddq_search.evaluation import IntegerEvaluator, _requantized
 from ddq_search.export.onnx import export_onnx
 from ddq_search.graph import Operation
 from ddq_search.integer import executor, lowering
 from ddq_search.integer.lowering import dequantize, lower, quantize_input
-from ddq_search.integer.program import AveragePool, IntegerProgram, MaxPool, Tensor, Weighted, check
+from ddq_search.integer.program import AveragePool, FixedPoint, IntegerProgram, MaxPool, Tensor, Weighted, check
 from ddq_search.integer.serialize import encode, load_program, save_program
 from ddq_search.packing import activation_bytes
 from ddq_search.precision import ActivationGrid, activation_code_range
 from tests.networks import float_tensors, random_network, sample_images
 from tests.nonuniform import with_codebooks, with_points, with_wide_activations
-from tests.test_integer_executor import run_step
+from tests.test_integer_executor import run_step, weighted
 from tests.test_integer_lowering import layer_of, linear_network
 
 ZERO = 2**15
@@ -218,6 +219,27 @@ def test_weighted_layers_are_the_runtimes(kernels, kind, seed):
         expected = kernels.litert("FULLY_CONNECTED", 11, [codes], [source], (1, rows), output, options, constants)
     assert (np.abs(expected - ZERO) < ZERO - 1).mean() > 0
     np.testing.assert_array_equal(found, expected.reshape(-1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_depthwise_convolutions_are_the_runtimes(kernels, seed):
+    rng = np.random.default_rng(seed)
+    channels, source = 12, random_wide(rng, -5, -3)
+    output = random_wide(rng, -1, 0.5, source.scale)
+    scale = rng.uniform(0.002, 0.02, channels).astype(np.float32)
+    factors = [FixedPoint(*quantize_multiplier(source.scale * float(s) / output.scale)) for s in scale]
+    weights = rng.integers(-127, 128, (channels, 1, 3, 3))
+    step = weighted(weights, [0] * channels, factors, rounding="reduced", high=65535, groups=channels)
+    step = replace(step, scale=scale)
+    image = rng.integers(0, 65536, (1, 6, 7, channels)).astype(np.uint16)
+    options = kernels.schema.DepthwiseConv2DOptionsT()
+    options.padding, options.strideW, options.strideH = kernels.schema.Padding.VALID, 1, 1
+    options.depthMultiplier = 1
+    constants = [(weights.astype(np.int8).transpose(1, 2, 3, 0).copy(), scale), (np.zeros(channels, np.int64), None)]
+    shape = (1, 4, 5, channels)
+    expected = kernels.litert("DEPTHWISE_CONV_2D", 4, [image], [source], shape, output, options, constants, axis=3)
+    found = run_step(step, image.transpose(0, 3, 1, 2), (channels, 4, 5), source, output)
+    np.testing.assert_array_equal(found, expected.transpose(0, 3, 1, 2))
 
 
 def lowered(kind, grids, output, shape=(256,)):

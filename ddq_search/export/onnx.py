@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from ddq_search.arithmetic import Arithmetic
 from ddq_search.errors import ExportError
-from ddq_search.integer.lowering import FUNCTIONS
 from ddq_search.integer.program import (
     Add,
     AveragePool,
@@ -44,6 +43,7 @@ from ddq_search.integer.program import (
     check,
 )  # fmt: skip
 from ddq_search.integer.serialize import write_whole
+from ddq_search.integer.tables import FUNCTIONS
 from ddq_search.precision import ActivationGrid, activation_code_range
 
 ARITHMETIC: Arithmetic = "single"

@@ -38,7 +38,7 @@ class Comparison:
         """Counts one more part of the tensor; raises `VerificationError` where the shapes differ."""
         if first.shape != second.shape:
             raise VerificationError(f"shapes {first.shape} and {second.shape} cannot be compared")
-        delta = np.abs(first.astype(np.int16) - second.astype(np.int16))
+        delta = np.abs(first.astype(np.int32) - second.astype(np.int32))
         self.codes += delta.size
         self.differing += int(np.count_nonzero(delta))
         self.largest_delta = max(self.largest_delta, int(delta.max(initial=0)))

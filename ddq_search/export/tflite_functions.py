@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ddq_search.arithmetic import quantize_multiplier
 from ddq_search.integer.executor import requantize
 from ddq_search.integer.hard_swish import hard_swish_codes
-from ddq_search.integer.lowering import FUNCTIONS
 from ddq_search.integer.program import Lookup
+from ddq_search.integer.tables import FUNCTIONS
 from ddq_search.precision import ActivationGrid, activation_code_range
 
 TIE_MARGIN = 3e-4
