@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ddq_search.arithmetic import quantize_multiplier
 from ddq_search.errors import ExportError, VerificationError
 from ddq_search.export.tflite import METADATA, export_tflite, flat_model, tflite_bytes
 from ddq_search.export.tflite_flatbuffer import FlatModel, FlatOperator, FlatTensor, Quantization, serialize
@@ -25,11 +26,13 @@ from ddq_search.integer.lowering import activation_table, lower, quantize_input
 from ddq_search.integer.program import (
     Add,
     AveragePool,
+    FixedPoint,
     Input,
     IntegerProgram,
     Lookup,
     MaxPool,
     Move,
+    Multiply,
     Tensor,
     Weighted,
 )  # fmt: skip
@@ -532,3 +535,68 @@ def test_verify_without_the_runtime_checks_the_bytes_and_says_what_it_did_not_ru
     (tmp_path / "model.tflite").write_bytes(bytes(data))
     with pytest.raises(VerificationError, match="not what this network exports to"):
         verify_program(network, tmp_path, sample_images(2).numpy())
+
+
+# -- 16-bit activations ---------------------------------------------------------------------------------------------
+
+
+def wide_program(name, seed=0):
+    """Every tensor at 16 bits, weights at 8."""
+    network, _ = random_network(name, seed)
+    grids = {
+        key: ActivationGrid(1.05 * max(g.zero_point, 255 - g.zero_point) * g.scale / 32767, 32768, 16)
+        for key, g in network.grids.items()
+    }
+    return lower(replace(network, grids=grids), "tflite")
+
+
+@pytest.mark.parametrize("name", ["Residual", "Mobile", "Fire"])
+def test_16_bit_activations_are_exact(tmp_path, name):
+    litert()
+    from ddq_search.export.litert_runtime import LiteRtComparison
+
+    program = wide_program(name)
+    export_tflite(program, tmp_path / "model.tflite")
+    _, tensors = read((tmp_path / "model.tflite").read_bytes())
+    assert tensors["fc/bias"][0] == schema.TensorType.INT64
+    assert tensors["fc"][0] == schema.TensorType.INT16
+    codes = quantize_input(sample_images(12, seed=3).numpy(), program.input.grid)
+    assert codes.dtype == np.uint16
+    comparison = LiteRtComparison(tmp_path / "model.tflite", program, program)
+    comparison.compare(codes, executor.run(program, codes))
+    report = comparison.report()
+    assert report.passed, report.problems("model.tflite")
+    assert report.end_to_end.codes == 12 * np.prod(program.output.shape)
+
+
+def test_16_bit_products_and_moves_are_exact():
+    x, y = ActivationGrid(float(np.float32(0.0003)), 32768, 16), ActivationGrid(float(np.float32(0.0011)), 32768, 16)
+    ratio = float(np.float32(x.scale) * np.float32(x.scale) / np.float32(y.scale))
+    shapes = {"x": (4, 3, 5), "gate": (4, 1, 1), "product": (4, 3, 5), "cut": (2, 3, 5), "turned": (3, 5, 2)}
+    shapes |= {"flat": (30,), "o": (30,)}
+    grids = dict.fromkeys(shapes, y) | {"x": x, "gate": x}
+    steps = (
+        Input("x", ()),
+        Input("gate", ()),
+        Multiply("product", ("x", "gate"), FixedPoint(*quantize_multiplier(ratio)), "double", 20000, 65000),
+        Move("cut", ("product",), "slice", dim=0, start=1, stop=3),
+        Move("turned", ("cut",), "transpose", dims=(1, 2, 0)),
+        Move("flat", ("turned",), "reshape"),
+        Move("o", ("flat",), "output"),
+    )
+    program = IntegerProgram("tflite", {n: Tensor(n, s, grids[n]) for n, s in shapes.items()}, steps, {})
+    rng = np.random.default_rng(0)
+    fed = {name: rng.integers(0, 65536, (6, *shapes[name])) for name in ("x", "gate")}
+    product = executor.requantize((fed["x"] - 32768) * (fed["gate"] - 32768), *quantize_multiplier(ratio), "double")
+    expected = np.clip(product + 32768, 20000, 65000)[:, 1:3].transpose(0, 2, 3, 1).reshape(6, 30)
+    given_codes = [(codes.transpose(0, 2, 3, 1) - 32768).astype(np.int16) for codes in fed.values()]
+    np.testing.assert_array_equal(run_litert(tflite_bytes(program), *given_codes), expected - 32768)
+    assert {"MAXIMUM", "MINIMUM"} <= set(operator_names(flat_model(program)[0]))
+
+
+def test_weights_beside_16_bit_activations_are_int8():
+    program = wide_program("Residual")
+    layer = next(s for s in program.steps if isinstance(s, Weighted))
+    narrow = replace(layer, codes=np.clip(layer.codes, -7, 7), bits=4)
+    carried = weight_container(narrow, 16)
+    assert (carried.bits, carried.reason) == (8, "the runtime's CONV_2D has no int4 weights beside int16")

@@ -23,14 +23,13 @@ from numpy.typing import NDArray
 from ddq_search.errors import ExportError, VerificationError
 from ddq_search.export.onnx_runtime import Comparison
 from ddq_search.export.tflite import flat_model, tflite_bytes
-from ddq_search.export.tflite_graph import SIGN_OFFSET
 from ddq_search.export.tflite_size import flat_bytes
 from ddq_search.export.tflite_weights import Container, weight_containers
 from ddq_search.integer import executor
 from ddq_search.integer.lowering import dequantize
 from ddq_search.integer.program import Input, IntegerProgram, Move, Step, Tensor
 
-Codes = Mapping[str, NDArray[np.uint8]]
+Codes = Mapping[str, NDArray[Any]]
 
 PACKAGE = "ai-edge-litert"
 SIZE_SHARE = 0.02
@@ -132,7 +131,7 @@ class LiteRtComparison:
             sources = dict.fromkeys(steps[name].inputs)
             found = runner.run([reference[source] for source in sources], [index])[0]
             self.operators[name].add(found, reference[name])
-        whole = self.whole.run([codes.astype(np.uint8)], [self.index[name] for name in self.tensors])
+        whole = self.whole.run([reference[self.lowered.input.name]], [self.index[name] for name in self.tensors])
         for (name, comparison), found in zip(self.tensors.items(), whole, strict=True):
             comparison.add(found, reference[name])
         output = self.lowered.output
@@ -180,7 +179,7 @@ def read_exported(path: Path, lowered: IntegerProgram) -> bytes:
     first = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(expected))
     raise VerificationError(
         f"{path} is not what this network exports to: it differs from byte {first} on (edited, or written by another "
-        "release); export it again"
+        "release of ddq-search or flatbuffers); export it again"
     )
 
 
@@ -214,7 +213,7 @@ class _Runner:
             raise VerificationError(f"{name} does not load in LiteRT: {_first_line(error)}") from error
         self.inputs = [entry["index"] for entry in self.interpreter.get_input_details()]
 
-    def run(self, inputs: list[NDArray[np.uint8]], wanted: list[int]) -> list[NDArray[np.uint8]]:
+    def run(self, inputs: list[NDArray[Any]], wanted: list[int]) -> list[NDArray[Any]]:
         """Returns tensors by index as the program has them."""
         given = [_to_file(codes) for codes in inputs]
         try:
@@ -231,14 +230,16 @@ class _Runner:
             raise VerificationError(f"{self.name} does not run in LiteRT: {_first_line(error)}") from error
 
 
-def _to_file(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
+def _to_file(codes: NDArray[Any]) -> NDArray[Any]:
     ordered = codes.transpose(0, 2, 3, 1) if codes.ndim == 4 else codes
-    return np.ascontiguousarray((ordered.astype(np.int16) - SIGN_OFFSET).astype(np.int8))
+    signed, zero = (np.int16, 2**15) if codes.dtype == np.uint16 else (np.int8, 2**7)
+    return np.ascontiguousarray((ordered.astype(np.int32) - zero).astype(signed))
 
 
-def _from_file(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+def _from_file(codes: NDArray[Any]) -> NDArray[Any]:
     ordered = codes.transpose(0, 3, 1, 2) if codes.ndim == 4 else codes
-    return np.asarray(ordered.astype(np.int16) + SIGN_OFFSET, np.uint8)
+    unsigned, zero = (np.uint16, 2**15) if codes.dtype == np.int16 else (np.uint8, 2**7)
+    return np.asarray(ordered.astype(np.int32) + zero, unsigned)
 
 
 def _first_line(error: Exception) -> str:

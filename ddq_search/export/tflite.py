@@ -2,7 +2,8 @@
 
 Every tensor of the program is an int8 tensor of its name, codes minus 128, images in ``[N, H, W, C]``; the file's
 input and output are such tensors, no float and no QUANTIZE operator among them. Codes of 2 and 4 bits are carried in
-int8 and held in their range by MINIMUM and MAXIMUM, or by a fused activation where that is exactly the clamp.
+int8 and held in their range by MINIMUM and MAXIMUM, or by a fused activation where that is exactly the clamp. Tensors
+of 16 bits are int16, their layers' weights int8.
 
 The runtime derives its multipliers from the scales in the file, in its own way, so only a program of the arithmetic
 ``tflite`` can be written, and every multiplier of it is held against what the runtime will derive.
@@ -28,11 +29,12 @@ from ddq_search.export.tflite_geometry import image_padding, pool_tiles, same_or
 from ddq_search.export.tflite_graph import (
     INT8,
     INT32,
-    SIGN_OFFSET,
     ProgramGraph,
+    container_grid,
     file_shape,
-    int8_grid,
     same_order,
+    sign_offset,
+    signed_codes,
 )  # fmt: skip
 from ddq_search.export.tflite_multipliers import check_multipliers
 from ddq_search.export.tflite_weights import stored_weights
@@ -51,7 +53,7 @@ from ddq_search.integer.program import (
     check,
 )  # fmt: skip
 from ddq_search.integer.serialize import write_whole
-from ddq_search.precision import activation_code_range
+from ddq_search.precision import WIDE_BITS, activation_code_range
 
 ARITHMETIC: Arithmetic = "tflite"
 """The arithmetic that a TFLite file stands for."""
@@ -131,15 +133,17 @@ class _Writer(ProgramGraph):
 
     def _weighted(self, step: Weighted, x: list[int]) -> None:
         name, source = step.name, step.inputs[0]
-        stored = stored_weights(step)
+        wide = self.grid(source).bits == WIDE_BITS
+        stored = stored_weights(step, self.grid(source).bits)
         scale = tuple(float(value) for value in step.scale)
         zeros = (0,) * step.rows
         weights = FlatTensor(
             f"{name}/weights", stored.shape, stored.type, Quantization(scale, zeros, stored.axis), stored.data
         )
         bias_scale = tuple(float(value) for value in step.scale * np.float64(self.grid(source).scale))
+        kind, word = (schema.TensorType.INT64, "<i8") if wide else (INT32, "<i4")
         bias = FlatTensor(
-            f"{name}/bias", (step.rows,), INT32, Quantization(bias_scale, zeros), step.bias.astype("<i4").tobytes()
+            f"{name}/bias", (step.rows,), kind, Quantization(bias_scale, zeros), step.bias.astype(word).tobytes()
         )
         constants = [self.model.add(weights), self.model.add(bias)]
         if step.kind == "linear":
@@ -162,8 +166,10 @@ class _Writer(ProgramGraph):
         )  # fmt: skip
 
     def _elementwise(self, step: Add | Multiply, x: list[int]) -> None:
-        code, options = ("ADD", "AddOptions") if isinstance(step, Add) else ("MUL", "MulOptions")
-        self.clamped(step.name, step.low, step.high, code, x, options, version=2)
+        code, options_type = ("ADD", "AddOptions") if isinstance(step, Add) else ("MUL", "MulOptions")
+        wide = isinstance(step, Add) and self.grid(step.name).bits == WIDE_BITS
+        options: dict[str, Any] = {"PotScaleInt16": False} if wide else {}  # scales need not be powers of two
+        self.clamped(step.name, step.low, step.high, code, x, options_type, version=2, **options)
 
     def _mean(self, step: Mean, x: list[int]) -> None:
         output = self.program.tensors[step.name]
@@ -224,10 +230,10 @@ class _Writer(ProgramGraph):
         signed = self.model.add(FlatTensor(f"{name}/signed", shape, INT32))
         self.operator("CAST", x, signed, "CastOptions", InDataType=INT8, OutDataType=INT32)
         index = self.model.add(FlatTensor(f"{name}/index", shape, INT32))
-        offset = self.integers("sign_offset", [SIGN_OFFSET])
+        offset = self.integers("sign_offset", [sign_offset(source)])
         self.operator("ADD", [signed, offset], index, "AddOptions")
-        data = (step.table.astype(np.int16) - SIGN_OFFSET).astype(np.int8).tobytes()
-        table = self.model.add(FlatTensor(f"{name}/table", (len(data),), INT8, int8_grid(output), data))
+        data = signed_codes(step.table, output).tobytes()
+        table = self.model.add(FlatTensor(f"{name}/table", (len(data),), INT8, container_grid(output), data))
         self.operator("GATHER", [table, index], self.output(name), "GatherOptions", 2, Axis=0)
 
     def _move(self, step: Move, x: list[int]) -> None:

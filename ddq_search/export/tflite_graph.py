@@ -1,6 +1,7 @@
 """Tensors and operators of a TFLite model by the names of an integer program: the pieces that every step is made of.
 
-A tensor of the program is an int8 tensor of the same name, its codes minus 128. Legend: ``name`` a step of the program,
+A tensor of the program is an int8 tensor of the same name, its codes minus 128; one of 16 bits is an int16 tensor, its
+codes minus 32768, so that zero is zero. Legend: ``name`` a step of the program,
 ``label`` a tensor of the file, integers are indices of tensors of the file; its shapes begin with the batch.
 """
 
@@ -11,15 +12,20 @@ from typing import Any
 
 import numpy as np
 import tflite as schema
+from numpy.typing import NDArray
 
 from ddq_search.export.tflite_flatbuffer import FlatModel, FlatOperator, FlatTensor, Quantization
 from ddq_search.export.tflite_geometry import Padding
 from ddq_search.integer.program import IntegerProgram
-from ddq_search.precision import ActivationGrid
+from ddq_search.precision import WIDE_BITS, ActivationGrid, activation_code_range
 
-SIGN_OFFSET = 128
-"""What an int8 container subtracts from a code."""
-INT8, INT32 = schema.TensorType.INT8, schema.TensorType.INT32
+INT8, INT16, INT32 = schema.TensorType.INT8, schema.TensorType.INT16, schema.TensorType.INT32
+_WIDE_VERSIONS = {
+    "CONV_2D": 4, "DEPTHWISE_CONV_2D": 5, "FULLY_CONNECTED": 7, "ADD": 3, "MUL": 4, "MEAN": 3, "MAX_POOL_2D": 3,
+    "AVERAGE_POOL_2D": 3, "CONCATENATION": 3, "TRANSPOSE": 5, "STRIDED_SLICE": 4, "PAD": 3, "PADV2": 3, "MAXIMUM": 3,
+    "MINIMUM": 3,
+}  # fmt: skip
+"""Operator → its version for int16."""
 _AXIS_OF_DIM = (3, 1, 2)
 """Channel, height, width of an image in a file."""
 
@@ -44,7 +50,8 @@ class ProgramGraph:
 
     def codes(self, name: str, label: str, shape: tuple[int, ...]) -> int:
         """Adds an int8 tensor on the grid of a step; ``shape`` with the batch, as the file has it."""
-        return self.model.add(FlatTensor(label, shape, INT8, int8_grid(self.grid(name))))
+        grid = self.grid(name)
+        return self.model.add(FlatTensor(label, shape, container(grid), container_grid(grid)))
 
     def output(self, name: str) -> int:
         """Adds the tensor that holds a step's codes."""
@@ -59,7 +66,9 @@ class ProgramGraph:
     def operator(
         self, code: str, inputs: list[int], output: int, options_type: str = "", version: int = 1, **options: Any
     ) -> int:
-        """Adds an operator and returns its output."""
+        """Adds an operator and returns its output; ``version`` is the one for int8."""
+        if self.model.tensors[output].type == INT16:
+            version = _WIDE_VERSIONS.get(code, version)
         operator = FlatOperator(code, version, tuple(inputs), (output,), options_type, options)
         self.model.operators.append(operator)
         return output
@@ -72,10 +81,11 @@ class ProgramGraph:
         """Where a dimension of a step's tensor lies in the file."""
         return _AXIS_OF_DIM[dim] if len(self.program.tensors[source].shape) == 3 else dim + 1
 
-    def int8_constant(self, name: str, label: str, code: int) -> int:
+    def constant(self, name: str, label: str, code: int) -> int:
         """Adds one code on a step's grid."""
-        data = np.int8(code - SIGN_OFFSET).tobytes()
-        return self.model.add(FlatTensor(label, (1,), INT8, int8_grid(self.grid(name)), data))
+        grid = self.grid(name)
+        data = signed_codes(np.array([code]), grid).tobytes()
+        return self.model.add(FlatTensor(label, (1,), container(grid), container_grid(grid), data))
 
     def clamped(
         self, name: str, low: int, high: int, code: str, inputs: list[int], options_type: str, *, version: int,
@@ -83,14 +93,14 @@ class ProgramGraph:
     ) -> None:  # fmt: skip
         """Adds an operator whose codes end in ``low … high``, the clamps as explicit operators where not fused."""
         grid, shape = self.grid(name), file_shape(self.program.tensors[name].shape)
-        activation, reached = _fused_clamp(grid, low, high) if fused else ("NONE", (0, 255))
+        activation, reached = _fused_clamp(grid, low, high) if fused else ("NONE", (0, _largest(grid)))
         bounds = [(c, b) for c, b, r in zip(("MAXIMUM", "MINIMUM"), (low, high), reached, strict=True) if b != r]
         if fused:
             options["FusedActivationFunction"] = getattr(schema.ActivationFunctionType, activation)
         x = self.codes(name, f"{name}/unclamped", shape) if bounds else self.output(name)
         self.operator(code, inputs, x, options_type, version, **options)
         for left, (clamp, bound) in zip(range(len(bounds) - 1, -1, -1), bounds, strict=True):
-            limit = self.int8_constant(name, f"{name}/{clamp.lower()}", bound)
+            limit = self.constant(name, f"{name}/{clamp.lower()}", bound)
             y = self.codes(name, f"{name}/{clamp.lower()}ed", shape) if left else self.output(name)
             x = self.operator(clamp, [x, limit], y, "MaximumMinimumOptions", 2)
 
@@ -103,7 +113,7 @@ class ProgramGraph:
         y = self.codes(source, f"{name}/padded", (batch, height + top + bottom, width + left + right, channels))
         pads = self.integers(f"{name}/pads", [[0, 0], [top, bottom], [left, right], [0, 0]])
         if lowest:
-            value = self.int8_constant(source, f"{name}/pad_value", 0)
+            value = self.constant(source, f"{name}/pad_value", 0)
             return self.operator("PADV2", [x, pads, value], y, "PadV2Options", 2)
         return self.operator("PAD", [x, pads], y, "PadOptions", 2)
 
@@ -152,14 +162,40 @@ def same_order(shape: tuple[int, ...]) -> bool:
     return shape[0] == 1 or math.prod(shape[1:]) == 1
 
 
-def int8_grid(grid: ActivationGrid) -> Quantization:
-    """The grid of the int8 container."""
-    return Quantization((grid.scale,), (grid.zero_point - SIGN_OFFSET,))
+def container(grid: ActivationGrid) -> int:
+    """The type of a tensor's container."""
+    kind: int = INT16 if grid.bits == WIDE_BITS else INT8
+    return kind
+
+
+def sign_offset(grid: ActivationGrid) -> int:
+    """What the container subtracts from a code.
+
+    >>> sign_offset(ActivationGrid(0.1, 3, 4)), sign_offset(ActivationGrid(0.1, 32768, 16))
+    (128, 32768)
+    """
+    return (_largest(grid) + 1) // 2
+
+
+def signed_codes(codes: NDArray[np.integer], grid: ActivationGrid) -> NDArray[np.signedinteger]:
+    """The codes as the container has them, little-endian."""
+    return np.asarray(codes.astype(np.int32) - sign_offset(grid), "<i2" if grid.bits == WIDE_BITS else "<i1")
+
+
+def container_grid(grid: ActivationGrid) -> Quantization:
+    """The grid of the container."""
+    return Quantization((grid.scale,), (grid.zero_point - sign_offset(grid),))
+
+
+def _largest(grid: ActivationGrid) -> int:
+    """The largest code that the container holds."""
+    return max(activation_code_range(grid.bits)[1], 255)
 
 
 def _fused_clamp(grid: ActivationGrid, low: int, high: int) -> tuple[str, tuple[int, int]]:
     """The fused activation that does most of a clamp without exceeding it, and the codes that it leaves."""
     six = grid.zero_point + math.floor(float(np.float32(6) / np.float32(grid.scale)) + 0.5)
-    ranges = {"NONE": (0, 255), "RELU": (grid.zero_point, 255), "RELU6": (grid.zero_point, min(six, 255))}
+    top = _largest(grid)
+    ranges = {"NONE": (0, top), "RELU": (grid.zero_point, top), "RELU6": (grid.zero_point, min(six, top))}
     inside = {name: r for name, r in ranges.items() if r[0] <= low and high <= r[1]}
     return min(inside.items(), key=lambda item: (item[1][0] != low) + (item[1][1] != high))

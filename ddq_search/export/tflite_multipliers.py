@@ -16,6 +16,7 @@ import numpy as np
 from ddq_search.arithmetic import quantize_multiplier
 from ddq_search.errors import ExportError
 from ddq_search.integer.program import Add, FixedPoint, IntegerProgram, Mean, Multiply, Rounding, Step, Weighted
+from ddq_search.precision import WIDE_BITS
 
 Pairs = list[tuple[int, int]]
 
@@ -29,7 +30,7 @@ def check_multipliers(program: IntegerProgram) -> None:
     for step in program.steps:
         if not isinstance(step, Weighted | Add | Multiply | Mean):
             continue
-        rounding: Rounding = "single" if isinstance(step, Weighted) and step.kind == "linear" else "double"
+        rounding = _rounding(step, program)
         if step.rounding != rounding:
             raise ExportError(f"{step.name!r} rounds {step.rounding}, TFLite's kernel rounds {rounding}")
         wanted, derived = _stated(step), _derived(step, program)
@@ -43,6 +44,14 @@ def check_multipliers(program: IntegerProgram) -> None:
             raise ExportError(
                 f"add {step.name!r}: its output scale is less than 2^-20 of its inputs', which TFLite's ADD refuses"
             )
+
+
+def _rounding(step: Step, program: IntegerProgram) -> Rounding:
+    if not isinstance(step, Weighted):
+        return "double"
+    if step.kind == "linear":
+        return "single"
+    return "reduced" if program.tensors[step.inputs[0]].grid.bits == WIDE_BITS else "double"
 
 
 def _stated(step: Weighted | Add | Multiply | Mean) -> Pairs:

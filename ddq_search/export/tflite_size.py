@@ -39,7 +39,7 @@ _OPTION_FIELDS: dict[str, dict[str, Field]] = {
     | {"DilationHFactor": (6, 4)},
     "Pool2DOptions": _WINDOW | {"FilterWidth": (3, 4), "FilterHeight": (4, 4)},
     "FullyConnectedOptions": {"FusedActivationFunction": (0, 1)},
-    "AddOptions": {"FusedActivationFunction": (0, 1)},
+    "AddOptions": {"FusedActivationFunction": (0, 1), "PotScaleInt16": (1, 1)},
     "MulOptions": {"FusedActivationFunction": (0, 1)},
     "ReducerOptions": {"KeepDims": (0, 1)},
     "ConcatenationOptions": {"Axis": (0, 4)},
@@ -47,7 +47,7 @@ _OPTION_FIELDS: dict[str, dict[str, Field]] = {
     "GatherOptions": {"Axis": (0, 4)},
     "CastOptions": {"InDataType": (0, 1), "OutDataType": (1, 1)},
 }
-_DEFAULTS = {"DilationWFactor": 1, "DilationHFactor": 1}
+_DEFAULTS = {"DilationWFactor": 1, "DilationHFactor": 1, "PotScaleInt16": True}
 
 
 def layer_bytes(rows: int, row_length: int, container_bits: int) -> int:

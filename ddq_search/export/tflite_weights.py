@@ -17,6 +17,7 @@ from ddq_search.errors import ExportError
 from ddq_search.export.tflite_flatbuffer import INT2
 from ddq_search.integer.program import IntegerProgram, Weighted
 from ddq_search.packing import pack_rows
+from ddq_search.precision import WIDE_BITS
 
 _TYPES = {2: INT2, 4: schema.TensorType.INT4, 8: schema.TensorType.INT8}
 _EXECUTED = {"CONV_2D": (4, 8), "DEPTHWISE_CONV_2D": (8,), "FULLY_CONNECTED": (2, 4, 8)}
@@ -57,8 +58,8 @@ class StoredWeights:
     data: bytes
 
 
-def weight_container(step: Weighted) -> Container:
-    """Returns the narrowest container of a layer's weights that the runtime executes.
+def weight_container(step: Weighted, act_bits: int = 8) -> Container:
+    """Returns the narrowest container of a layer's weights that the runtime executes with such an input.
 
     Raises:
         ExportError: none holds them.
@@ -67,7 +68,8 @@ def weight_container(step: Weighted) -> Container:
     largest = int(np.abs(step.weights).max())
     written_out = step.codebook is not None or bool(step.points)
     needed = largest.bit_length() + 1 if written_out else step.bits
-    fitting = [bits for bits in _EXECUTED[operator] if bits >= needed]
+    executed = (8,) if act_bits == WIDE_BITS else _EXECUTED[operator]
+    fitting = [bits for bits in executed if bits >= needed]
     if not fitting:
         raise ExportError(
             f"layer {step.name!r}: its multipoint weights reach ±{largest}, TFLite's kernels read int8; "
@@ -77,17 +79,22 @@ def weight_container(step: Weighted) -> Container:
         return Container(operator, fitting[0], "")
     if written_out:
         return Container(operator, fitting[0], f"its integer weights are written out and reach ±{largest}")
-    return Container(operator, fitting[0], f"the runtime's {operator} has no int{step.bits} weights")
+    beside = " beside int16" if act_bits == WIDE_BITS else ""
+    return Container(operator, fitting[0], f"the runtime's {operator} has no int{step.bits} weights{beside}")
 
 
 def weight_containers(program: IntegerProgram) -> dict[str, Container]:
     """Returns layer → container, in execution order."""
-    return {step.name: weight_container(step) for step in program.steps if isinstance(step, Weighted)}
+    return {
+        step.name: weight_container(step, program.tensors[step.inputs[0]].grid.bits)
+        for step in program.steps
+        if isinstance(step, Weighted)
+    }
 
 
-def stored_weights(step: Weighted) -> StoredWeights:
+def stored_weights(step: Weighted, act_bits: int) -> StoredWeights:
     """Returns the weights in the kernel's order: ``[rows, kh, kw, depth]``, ``[1, kh, kw, rows]`` or ``[rows, K]``."""
-    container = weight_container(step)
+    container = weight_container(step, act_bits)
     code, axis, options = container.operator, 0, "FullyConnectedOptions"
     integers: NDArray[np.int32] = step.weights
     if code == "CONV_2D":
