@@ -13,7 +13,7 @@ from ddq_search.budget import LABELS, show
 from ddq_search.cost import LATENCY, PEAK_RAM, CostTables
 from ddq_search.errors import CostError
 from ddq_search.export.c.contract import Contract
-from ddq_search.export.c.kernels import Kernel
+from ddq_search.export.c.kernels import Family, Kernel
 from ddq_search.export.c.project import CProject, write_c_project
 from ddq_search.export.c.registry import all_kernels, choose_kernels, executes, scratch_bytes
 from ddq_search.integer.program import IntegerProgram, Weighted
@@ -26,6 +26,13 @@ from search_spaces.image_source import ImageSource
 
 OWN_RUNTIME = "ddq-c"
 """Runtime of profiles that price our C kernels."""
+CORES: Mapping[Family, tuple[str, ...]] = {
+    "dsp": ("Cortex-M4", "Cortex-M7", "Cortex-M33", "Cortex-M35P"),
+    "helium": ("Cortex-M52", "Cortex-M55", "Cortex-M85"),
+    "neon": ("Cortex-A35", "Cortex-A53", "Cortex-A57", "Cortex-A72", "Cortex-A73"),
+    "neon_dot": ("Cortex-A55", "Cortex-A75", "Cortex-A76", "Cortex-A77", "Cortex-A78", "Cortex-A510", "Cortex-X1"),
+}
+"""Instruction set → cores that have it. Source: Arm's technical reference manuals of the cores."""
 ALIGNMENT_BYTES = 16
 """Of an arena whose device states none."""
 
@@ -38,14 +45,24 @@ def export_c(problem: Problem, program: IntegerProgram, policy: Policy, folder: 
     """
     own = _own_cost_model(problem)
     priced = {} if own is None else own.kernels(problem.graph, problem.space, policy.bits)
-    family = (own.profile.kernel_family if own is not None else None) or "portable"
+    family = (own.profile.kernel_family if own is not None else None) or family_of(getattr(problem.device, "core", ""))
     chosen = choose_kernels(program, family, _executable(program, priced))
     bits = {name: tensor.grid.bits for name, tensor in program.tensors.items()}
-    alignment = own.profile.memory.alignment_bytes if own is not None else ALIGNMENT_BYTES
+    device = problem.device
+    alignment = device.profile.memory.alignment_bytes if isinstance(device, ArmCostModel) else ALIGNMENT_BYTES
     plan = plan_arena(problem.graph, bits, scratch_bytes(program, chosen), alignment)
     names = {layer: kernel.name for layer, kernel in chosen.items()}
     project = write_c_project(program, folder, plan=plan, kernels=names, contract=_contract(problem))
     return project, list(_differences(problem, policy, own, priced, chosen, project))
+
+
+def family_of(core: str) -> Family:
+    """Returns the family of kernels that a core executes best, ``portable`` for one that is not known.
+
+    >>> family_of("Cortex-M7"), family_of("Cortex-A76"), family_of("")
+    ('dsp', 'neon_dot', 'portable')
+    """
+    return next((family for family, cores in CORES.items() if core in cores), "portable")
 
 
 def _own_cost_model(problem: Problem) -> ArmCostModel | None:
@@ -85,7 +102,7 @@ def _differences(
     price, reference = problem.pricing.price(policy.bits), problem.pricing.reference
     device = problem.device
     if own is None:
-        yield f"no profile of our C kernels for the core of {device.name}: portable kernels, latency not priced"
+        yield f"priced for {device.name}; there is no profile of our C kernels for its core: latency not priced"
     elif own is not device:
         yield f"priced for {device.name}, not for our C kernels; by {own.name}:"
         try:

@@ -44,5 +44,6 @@ def _row(program: IntegerProgram, step: Weighted, kernel: str) -> str:
 
 
 def _field(text: str) -> str:
+    text = "".join(c if c.isprintable() else " " for c in text)
     quoted = text.replace('"', '""')
-    return f'"{quoted}"' if any(c in text for c in ',"\r\n') else text
+    return f'"{quoted}"' if any(c in text for c in ',"') else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Protocol
 
 from ddq_search.errors import ExportError
@@ -11,13 +12,17 @@ from ddq_search.export.c.geometry import layer_shape
 from ddq_search.export.c.kernels import Kernel
 from ddq_search.export.c.operations import facts_of
 from ddq_search.export.c.ordering import RANK, Ordering, Reorder, Shape, memory_strides, natural_dims
-from ddq_search.export.c.text import braces, string
+from ddq_search.export.c.text import LINE, braces, string
 from ddq_search.integer.program import Input, IntegerProgram, Move, Step, Weighted
 from ddq_search.packing import activation_bytes
 from ddq_search.precision import storage_bits
 
 SCRATCH = "scratch/"
 """Prefix of scratch buffers in a plan."""
+
+_HALVES = ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "groups")
+_BYTES = ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top", "pad_left", "dilation_h", "dilation_w")
+"""Sizes of ``ddq_layer``, of 16 and of 8 bits, in the order of a layer's shape."""
 
 
 class Arena(Protocol):
@@ -169,12 +174,18 @@ def _weighted(index: int, step: Weighted, program: IntegerProgram, kernel: Kerne
     if arrays.points:
         rows = braces(braces((p.weights, p.ratio, p.bits)) for p in arrays.points)
         points = f"static const ddq_point points_{index}[] = {rows};\n"
-    widths = (storage_bits(step.bits), storage_bits(source.bits), storage_bits(output.bits))
-    pointers = (arrays.weights, arrays.bias, arrays.multiplier, arrays.shift, arrays.codebook)
-    numbers = (*halves, *bytes_, *widths, source.zero_point, output.zero_point, step.low, step.high)
-    tail = (f"DDQ_{step.rounding.upper()}", len(arrays.points), f"points_{index}" if points else "NULL")
-    layer = braces((*pointers, *numbers, *tail))
-    return f"{points}static const ddq_weighted_facts facts_{index} = {{{kernel.name}, {layer}}};\n"
+    fields = {
+        "weights": arrays.weights, "bias": arrays.bias, "multiplier": arrays.multiplier, "shift": arrays.shift,
+        "codebook": arrays.codebook,
+        **dict(zip(_HALVES, halves, strict=True)), **dict(zip(_BYTES, bytes_, strict=True)),
+        "w_bits": storage_bits(step.bits), "in_bits": storage_bits(source.bits), "out_bits": storage_bits(output.bits),
+        "in_zero": source.zero_point, "out_zero": output.zero_point, "low": step.low, "high": step.high,
+        "rounding": f"DDQ_{step.rounding.upper()}",
+        "point_count": len(arrays.points), "points": f"points_{index}" if points else "NULL",
+    }  # fmt: skip
+    layer = ", ".join(f".{name}={value}" for name, value in fields.items() if value not in (0, "NULL"))
+    text = "\n".join(wrap(layer, LINE, initial_indent=" " * 8, subsequent_indent=" " * 8, break_long_words=False))
+    return f"{points}static const ddq_weighted_facts facts_{index} = {{{kernel.name}, {{\n{text}}}}};\n"
 
 
 def _flat_strides(shape: Sequence[int]) -> list[int]:
