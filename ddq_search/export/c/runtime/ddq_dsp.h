@@ -141,7 +141,7 @@ static inline int32_t ddq_dsp_bytes(uint32_t a, int32_t sum) {
 #endif
 
 /* Unsigned saturating sum and difference of four bytes; differences of lanes; the upper half of a 64-bit product,
- * as it is and rounded; the saturating sum; a shift towards minus infinity; half of a, rounded so, clamped to 0 … 255. */
+ * as it is and rounded; a saturating sum; a clamped to 20 bits; a shift towards minus infinity; half of a, rounded so, clamped to 0 … 255. */
 #if DDQ_DSP
 DDQ_DSP_BINARY(ddq_dsp_ssub16, "ssub16")
 static inline int32_t ddq_dsp_qadd(int32_t a, int32_t b) {
@@ -160,6 +160,11 @@ static inline int32_t ddq_dsp_smmul(int32_t a, int32_t b) {
 static inline int32_t ddq_dsp_smmulr(int32_t a, int32_t b) {
     int32_t result;
     __asm__("smmulr %0, %1, %2" : "=r"(result) : "r"(a), "r"(b));
+    return result;
+}
+static inline int32_t ddq_dsp_ssat20(int32_t a) {
+    int32_t result;
+    __asm__("ssat %0, #20, %1" : "=r"(result) : "r"(a));
     return result;
 }
 static inline uint32_t ddq_dsp_half_clamped(int32_t a) {
@@ -195,6 +200,9 @@ static inline uint32_t ddq_dsp_uqsub8(uint32_t a, uint32_t b) {
 static inline int32_t ddq_dsp_smmul(int32_t a, int32_t b) { return (int32_t)ddq_asr64((int64_t)a * b, 32); }
 static inline int32_t ddq_dsp_smmulr(int32_t a, int32_t b) {
     return (int32_t)ddq_asr64((int64_t)a * b + ((int64_t)1 << 31), 32);
+}
+static inline int32_t ddq_dsp_ssat20(int32_t a) {
+    return a > 0x7FFFF ? 0x7FFFF : a < -0x80000 ? -0x80000 : a;
 }
 static inline uint32_t ddq_dsp_half_clamped(int32_t a) {
     const int32_t half = ddq_asr32(a, 1);

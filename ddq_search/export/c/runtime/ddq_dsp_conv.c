@@ -44,20 +44,14 @@ DDQ_DSP_INLINE void channels(const ddq_layer *layer, const ddq_dsp_output *outpu
         w = ddq_dsp_dot_pair(w, columns, length, acc, bits, positions);
         const int32_t m0 = multiplier[0], m1 = multiplier[1];
         const int e0 = output->shift - shift[0], e1 = output->shift - shift[1];
-        uint32_t codes, more = 0;
-        if (!ddq_dsp_short(e0 | e1)) {
-            const int32_t copy[4] = {acc[0], acc[1], acc[2], acc[3]};
-            codes = ddq_dsp_codes_long(output, multiplier, shift, copy, positions);
-        } else if (output->is_double) {
-            codes = ddq_dsp_code_double(output, acc[0], m0, e0) | ddq_dsp_code_double(output, acc[2], m1, e1) << 8;
-            if (positions == 2)
-                more = ddq_dsp_code_double(output, acc[1], m0, e0) | ddq_dsp_code_double(output, acc[3], m1, e1) << 8;
-        } else {
-            codes = ddq_dsp_code_single(output, acc[0], m0, e0) | ddq_dsp_code_single(output, acc[2], m1, e1) << 8;
-            if (positions == 2)
-                more = ddq_dsp_code_single(output, acc[1], m0, e0) | ddq_dsp_code_single(output, acc[3], m1, e1) << 8;
-        }
-        store_pair(y, index, out_c, out_bits, ddq_dsp_clamped(output, codes | more << 16), positions);
+        uint32_t codes;
+        if (output->is_double)
+            codes = ddq_dsp_codes(output, acc[0], acc[1], m0, e0, positions, 1) |
+                    ddq_dsp_codes(output, acc[2], acc[3], m1, e1, positions, 1) << 8;
+        else
+            codes = ddq_dsp_codes(output, acc[0], acc[1], m0, e0, positions, 0) |
+                    ddq_dsp_codes(output, acc[2], acc[3], m1, e1, positions, 0) << 8;
+        store_pair(y, index, out_c, out_bits, ddq_dsp_clamped(output, codes), positions);
     }
     if (count) {
         int32_t acc[2] = {bias[0] + first, bias[0] + second};

@@ -48,7 +48,7 @@ typedef struct {
     int position, pitch, step, row_pitch; /* from a position, tap, output, row of taps to the next */
     int columns, out_c, out_bits, in_w, dilation;
     int32_t bias[4], multiplier[4];
-    int shift[4], all_short, channel;
+    int shift[4], channel;
 } block;
 
 /* The rows of a window: how many lie above the image, in it, below it. */
@@ -125,18 +125,13 @@ DDQ_DSP_INLINE const uint32_t *add_three_taps(int32_t *acc, const uint8_t *x, co
 DDQ_DSP_INLINE uint32_t block_codes(const block *part, const ddq_dsp_output *output, const int32_t *acc) {
     const int32_t *m = part->multiplier;
     const int *e = part->shift;
-    if (!part->all_short) {
-        const int32_t pairs[8] = {acc[0], 0, acc[1], 0, acc[2], 0, acc[3], 0};
-        const int8_t *const shift = part->layer->shift + part->channel;
-        return ddq_dsp_codes_long(output, m, shift, pairs, 1) |
-               ddq_dsp_codes_long(output, m + 2, shift + 2, pairs + 4, 1) << 16;
-    }
     if (output->is_double)
-        return ddq_dsp_code_double(output, acc[0], m[0], e[0]) | ddq_dsp_code_double(output, acc[1], m[1], e[1]) << 8 |
-               ddq_dsp_code_double(output, acc[2], m[2], e[2]) << 16 |
-               ddq_dsp_code_double(output, acc[3], m[3], e[3]) << 24;
-    return ddq_dsp_code_single(output, acc[0], m[0], e[0]) | ddq_dsp_code_single(output, acc[1], m[1], e[1]) << 8 |
-           ddq_dsp_code_single(output, acc[2], m[2], e[2]) << 16 | ddq_dsp_code_single(output, acc[3], m[3], e[3]) << 24;
+        return ddq_dsp_codes(output, acc[0], 0, m[0], e[0], 1, 1) | ddq_dsp_codes(output, acc[1], 0, m[1], e[1], 1, 1) << 8 |
+               ddq_dsp_codes(output, acc[2], 0, m[2], e[2], 1, 1) << 16 |
+               ddq_dsp_codes(output, acc[3], 0, m[3], e[3], 1, 1) << 24;
+    return ddq_dsp_codes(output, acc[0], 0, m[0], e[0], 1, 0) | ddq_dsp_codes(output, acc[1], 0, m[1], e[1], 1, 0) << 8 |
+           ddq_dsp_codes(output, acc[2], 0, m[2], e[2], 1, 0) << 16 |
+           ddq_dsp_codes(output, acc[3], 0, m[3], e[3], 1, 0) << 24;
 }
 
 DDQ_DSP_INLINE void store_block(uint8_t *y, uint32_t index, int out_bits, uint32_t codes) {
@@ -316,14 +311,11 @@ void ddq_dsp_depthwise(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uin
     part.outside = (bits == 8 ? 0x01010101u : bits == 4 ? 0x11111111u : 0x55555555u) * layer->in_zero;
     for (; part.channel + 3 < layer->out_c; part.channel += 4, w += 4 * row_bytes) {
         part.x = x + (uint32_t)part.channel * (uint32_t)bits / 8;
-        int shifts = 0;
         for (int i = 0; i < 4; i++) {
             part.bias[i] = layer->bias[part.channel + i];
             part.multiplier[i] = layer->multiplier[part.channel + i];
             part.shift[i] = output.shift - layer->shift[part.channel + i];
-            shifts |= part.shift[i];
         }
-        part.all_short = ddq_dsp_short(shifts);
         widen_block(w, taps, layer->w_bits, words);
         run_block(&part, &output, x, y);
     }

@@ -3,8 +3,8 @@
  * Multipliers below one half (below one with two roundings), which is nearly every layer, take the short way: with h the
  * high product and e >= 0 the right shift less one, the code is (((h >> e) + 1) >> 1) + out_zero, computed as
  * ((h >> e) + 1 + 2 * out_zero) >> 1 so that USAT shifts and clamps to 0 ... 255 at once. With two roundings it
- * doubles accumulators, which stay below 2^30 where biases stay below 2^29 and K below 16,000. Others take
- * the long way, in 64 bits. The
+ * doubles accumulators, which stay below 2^30 where biases stay below 2^29 and K below 16,000. Those up to
+ * 2^10 shift the accumulator left beforehand, where both roundings agree; others call ddq_requantize. The
  * layer's own clamp acts on four codes at once.
  */
 #ifndef DDQ_DSP_STORE_H
@@ -47,9 +47,6 @@ DDQ_DSP_INLINE uint32_t ddq_dsp_clamped(const ddq_dsp_output *output, uint32_t c
     return ddq_dsp_uqadd8(ddq_dsp_uqsub8(ddq_dsp_uqadd8(codes, output->above), output->gap), output->low);
 }
 
-/* Whether channels of these right shifts less one all take the short way. */
-DDQ_DSP_INLINE int ddq_dsp_short(int shifts) { return (uint32_t)shifts < 32; }
-
 /* A code between 0 and 255 from an accumulator, the short way; `shift` is e. */
 DDQ_DSP_INLINE uint32_t ddq_dsp_code_double(const ddq_dsp_output *output, int32_t acc, int32_t multiplier, int shift) {
     const int32_t high = ddq_dsp_smmulr(2 * acc, multiplier);
@@ -61,33 +58,44 @@ DDQ_DSP_INLINE uint32_t ddq_dsp_code_single(const ddq_dsp_output *output, int32_
     return ddq_dsp_half_clamped(ddq_dsp_qadd(ddq_dsp_asr(ddq_dsp_smmul(acc, multiplier), shift), output->round));
 }
 
-/* A code between 0 and 255 from any accumulator by any multiplier that leaves it below 2^30. */
-DDQ_DSP_INLINE uint32_t ddq_dsp_code_long(const ddq_dsp_output *output, int32_t acc, int32_t multiplier, int shift) {
-    int32_t twice;
-    if (!output->is_double) {
-        twice = 2 * ddq_requantize_single(acc, multiplier, shift);
-    } else if (shift < 0) {
-        twice = 2 * ddq_requantize_double(acc, multiplier, shift);
-    } else {
-        int32_t raised = (int32_t)((uint32_t)acc << shift);
-        if (ddq_dsp_asr(raised, shift) != acc)
-            raised = acc < 0 ? INT32_MIN : INT32_MAX;
-        const int64_t sum = (int64_t)raised * multiplier + ((int64_t)1 << 30);
-        twice = (int32_t)((uint64_t)sum >> 31) * 2;
-    }
-    return ddq_dsp_half_clamped(ddq_dsp_qadd(twice, output->round));
+/* A code between 0 and 255 from any accumulator by a multiplier of one quarter or more, which `raise` - 2 shifts left:
+ * twice the real value rounded down, then half of that and one. Beyond 2^19 accumulators leave every grid. */
+DDQ_DSP_INLINE uint32_t ddq_dsp_code_raised(const ddq_dsp_output *output, int32_t acc, int32_t multiplier, int raise) {
+    const int32_t raised = (int32_t)((uint32_t)ddq_dsp_ssat20(acc) << raise);
+    return ddq_dsp_half_clamped(ddq_dsp_qadd(ddq_dsp_smmul(raised, multiplier), output->round));
 }
 
-/* Codes of two channels at `positions`, acc[2 * channel + position], the long way; byte 2 * position + channel. */
-__attribute__((noinline)) static uint32_t ddq_dsp_codes_long(const ddq_dsp_output *output, const int32_t *multiplier,
-                                                             const int8_t *shift, const int32_t *acc, int positions) {
-    uint32_t codes = 0;
-    for (int i = 0; i < 2; i++) {
-        codes |= ddq_dsp_code_long(output, acc[2 * i], multiplier[i], shift[i]) << 8 * i;
+/* A code between 0 and 255 from any accumulator by any multiplier that leaves it below 2^30. */
+__attribute__((noinline)) static uint32_t ddq_dsp_code_exact(const ddq_dsp_output *output, int32_t acc,
+                                                             int32_t multiplier, int shift) {
+    const int32_t code = ddq_requantize(acc, multiplier, shift, output->is_double);
+    return ddq_dsp_half_clamped(ddq_dsp_qadd(ddq_dsp_qadd(code, code), output->round));
+}
+
+/* Codes of one channel at `positions` in the bytes 0 and 2, each the way it takes. `e` is output->shift less the
+ * channel's shift; constant `positions` and `is_double`. */
+DDQ_DSP_INLINE uint32_t ddq_dsp_codes(const ddq_dsp_output *output, int32_t first, int32_t second, int32_t multiplier,
+                                      int e, int positions, int is_double) {
+    const int raise = (is_double ? 1 : 0) - e;
+    uint32_t more = 0;
+    if ((uint32_t)e < 32) {
+        if (is_double) {
+            if (positions == 2)
+                more = ddq_dsp_code_double(output, second, multiplier, e);
+            return ddq_dsp_code_double(output, first, multiplier, e) | more << 16;
+        }
         if (positions == 2)
-            codes |= ddq_dsp_code_long(output, acc[2 * i + 1], multiplier[i], shift[i]) << (8 * i + 16);
+            more = ddq_dsp_code_single(output, second, multiplier, e);
+        return ddq_dsp_code_single(output, first, multiplier, e) | more << 16;
     }
-    return codes;
+    if (raise > 0 && raise <= 12) {
+        if (positions == 2)
+            more = ddq_dsp_code_raised(output, second, multiplier, raise);
+        return ddq_dsp_code_raised(output, first, multiplier, raise) | more << 16;
+    }
+    if (positions == 2)
+        more = ddq_dsp_code_exact(output, second, multiplier, output->shift - e);
+    return ddq_dsp_code_exact(output, first, multiplier, output->shift - e) | more << 16;
 }
 
 /* Two codes of 2 or 4 bits at `index`; the others in their bytes keep their values. */
