@@ -74,6 +74,21 @@ static inline void ddq_copy_signed(int8_t *to, const uint8_t *x, uint32_t first,
 #endif
 }
 
+#if defined(__ARM_FEATURE_MVE)
+/* Packs the codes of `lanes`, whole bytes of them. */
+static inline void ddq_pack_lanes(uint8_t *to, const uint8_t *codes, int bits, mve_pred16_t lanes) {
+    const uint8x16_t loaded = vld1q_z_u8(codes, lanes);
+    if (bits == 4) {
+        const uint16x8_t pairs = vreinterpretq_u16_u8(loaded);
+        vstrbq_p_u16(to, vorrq_u16(pairs, vshrq_n_u16(pairs, 4)), lanes);
+    } else {
+        const uint32x4_t fours = vreinterpretq_u32_u8(loaded);
+        const uint32x4_t pairs = vorrq_u32(fours, vshrq_n_u32(fours, 6));
+        vstrbq_p_u32(to, vorrq_u32(pairs, vshrq_n_u32(pairs, 12)), lanes);
+    }
+}
+#endif
+
 /* Writes `count` codes to places `first`, `first` + 1, … of a packed tensor of 2 or 4 bits. */
 static inline void ddq_pack(uint8_t *y, uint32_t first, const uint8_t *codes, int count, int bits) {
 #if defined(__ARM_FEATURE_MVE)
@@ -82,17 +97,8 @@ static inline void ddq_pack(uint8_t *y, uint32_t first, const uint8_t *codes, in
         ddq_put(y, first, bits, *codes++);
     uint8_t *to = y + first / (uint32_t)per_byte;
     const int whole = count & -per_byte;
-    for (int left = whole; left > 0; left -= DDQ_LANES, codes += DDQ_LANES, to += DDQ_LANES / per_byte) {
-        const mve_pred16_t lanes = vctp8q((uint32_t)left);
-        if (bits == 4) {
-            const uint16x8_t pairs = vreinterpretq_u16_u8(vld1q_z_u8(codes, lanes));
-            vstrbq_p_u16(to, vorrq_u16(pairs, vshrq_n_u16(pairs, 4)), lanes);
-        } else {
-            const uint32x4_t fours = vreinterpretq_u32_u8(vld1q_z_u8(codes, lanes));
-            const uint32x4_t pairs = vorrq_u32(fours, vshrq_n_u32(fours, 6));
-            vstrbq_p_u32(to, vorrq_u32(pairs, vshrq_n_u32(pairs, 12)), lanes);
-        }
-    }
+    for (int left = whole; left > 0; left -= DDQ_LANES, codes += DDQ_LANES, to += DDQ_LANES / per_byte)
+        ddq_pack_lanes(to, codes, bits, vctp8q((uint32_t)left));
     codes += whole - ((whole + DDQ_LANES - 1) & -DDQ_LANES);
     first += (uint32_t)whole;
     count -= whole;

@@ -248,6 +248,24 @@ static void output_chunks(const block *b, uint8_t *to, int stride) {
 static void output_pairs(const block *b, uint8_t *to, int stride) { output_chunks(b, to, stride); }
 #endif
 
+/* Packs the codes of one row of outputs, the first at place `index` of the output. */
+static __attribute__((noinline)) void pack_columns(const block *b, uint8_t *y, uint32_t index) {
+    const int bits = b->layer->out_bits, depth = b->layer->out_c, count = b->count;
+    const uint8_t *codes = b->codes;
+    int columns = b->layer->out_w;
+#if defined(__ARM_FEATURE_MVE)
+    if ((depth | count) * bits % 8 == 0) {
+        const mve_pred16_t lanes = vctp8q((uint32_t)count);
+        uint8_t *to = y + index * (uint32_t)bits / 8;
+        for (; columns > 0; columns--, codes += DDQ_LANES, to += depth * bits / 8)
+            ddq_pack_lanes(to, codes, bits, lanes);
+        return;
+    }
+#endif
+    for (; columns > 0; columns--, codes += DDQ_LANES, index += (uint32_t)depth)
+        ddq_pack(y, index, codes, count, bits);
+}
+
 static void output_rows(const block *b, const uint8_t *x, uint8_t *y) {
     const ddq_layer *l = b->layer;
     const int width = (l->out_w - 1) * l->stride_w + l->kernel_w, whole = l->out_bits == 8;
@@ -262,8 +280,8 @@ static void output_rows(const block *b, const uint8_t *x, uint8_t *y) {
             output_pairs(b, to, stride);
         else
             output_chunks(b, to, stride);
-        for (int ox = 0; ox < l->out_w && !whole; ox++)
-            ddq_pack(y, index + (uint32_t)(ox * l->out_c), b->codes + ox * DDQ_LANES, b->count, l->out_bits);
+        if (!whole)
+            pack_columns(b, y, index);
     }
 }
 
