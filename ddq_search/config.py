@@ -93,7 +93,7 @@ class TrainingConfig(_Section):
 
     float_epochs: Annotated[int, Field(ge=0)] = 30
     joint_epochs: Positive = 40
-    finetune_epochs: Positive = 2
+    finetune_epochs: Annotated[int, Field(ge=0)] = 2
     batch_size: Positive = 64
     float_rate: Rate = 0.1
     joint_rate: Rate = 0.03
@@ -116,7 +116,7 @@ class SearchConfig(_Section):
     """How the joint search spreads its points, and how gradients are estimated.
 
     When fewer than ``front_points`` of the points within the budgets end on the front, up to ``extra_points`` more
-    policies are fine-tuned in its gaps.
+    policies are fine-tuned in its gaps. ``solve_steps`` are the gate steps of a solve from a trained supernet.
     """
 
     points: Positive = 16
@@ -126,6 +126,7 @@ class SearchConfig(_Section):
     uniform: tuple[tuple[int, int], ...] = ((8, 8), (4, 8), (4, 4), (2, 8), (2, 2))
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     gate_start: Annotated[float, Field(gt=-1, lt=1)] = 0.6
+    solve_steps: Positive = 100
     penalty: Rate = 1.0
     multiplier_rate: Rate = 0.05
 

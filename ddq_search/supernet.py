@@ -210,6 +210,26 @@ class Supernet(nn.Module):
         quantizer = self._activation_quantizer(op.name)
         return quantizer.nonnegative and FLOAT_BITS not in quantizer.candidates
 
+    def adopt(self, other: Supernet) -> None:
+        """Takes over weights and quantizers of a supernet of the same model, trained for the same or more candidates.
+
+        Raises:
+            PolicyError: a candidate was not trained there; names the variable.
+        """
+        self.model.load_state_dict(other.model.state_dict())
+        for variable, quantizer in zip(self.space.variables, self.quantizers, strict=True):
+            trained = other.space[variable.name].candidates
+            new = sorted(set(variable.candidates) - set(trained))
+            if new:
+                raise PolicyError(
+                    f"{variable.name!r} was not trained at {new} bits, only at {list(trained)}; search again, or cut "
+                    "the candidates (space.weight_bits, space.activation_bits, pins)"
+                )
+            theirs = other.quantizers[other._row[variable.name]]
+            assert isinstance(quantizer, DDQQuantizer)
+            assert isinstance(theirs, DDQQuantizer)
+            quantizer.take(theirs)
+
     # -- calibration ------------------------------------------------------------------------------------------
 
     def _observe(self, op: Operation, value: Tensor) -> None:

@@ -6,6 +6,7 @@ history and progress are the same for all.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,33 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddq_search.errors import RunError
 from ddq_search.record import RunDirectory
-from ddq_search.task import DataSource
+from ddq_search.task import Batch
+
+
+class TrainingBatches(Protocol):
+    """Where a phase gets its batches from: the part of a `ddq_search.task.DataSource` that training needs."""
+
+    def train(self, *, seed: int, epoch: int, batch_size: int) -> Iterator[Batch]:
+        """Yields the shuffled, augmented training batches of one epoch; randomness depends on the arguments only."""
+
+    def train_batches(self, batch_size: int) -> int:
+        """Number of batches that `train` yields."""
+
+
+class FirstBatches:
+    """The first training batches of every epoch of a source."""
+
+    def __init__(self, source: TrainingBatches, batches: int) -> None:
+        self._source, self._batches = source, batches
+
+    def train(self, *, seed: int, epoch: int, batch_size: int) -> Iterator[Batch]:
+        """Yields them."""
+        batches = self._source.train(seed=seed, epoch=epoch, batch_size=batch_size)
+        return itertools.islice(batches, self._batches)
+
+    def train_batches(self, batch_size: int) -> int:
+        """Number of batches that `train` yields."""
+        return min(self._batches, self._source.train_batches(batch_size))
 
 
 class Progress(Protocol):
@@ -117,7 +144,7 @@ def moving_average(module: nn.Module, decay: float) -> AveragedModel:
 
 def run_phase(
     phase: Phase,
-    source: DataSource,
+    source: TrainingBatches,
     record: RunDirectory,
     *,
     seed: int,
@@ -236,6 +263,8 @@ def _restore(phase: Phase, record: RunDirectory) -> int:
     tensors, facts = loaded
     own = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
     record.restore(phase.name, phase.module, own)
+    if int(facts["epoch"]) >= phase.epochs:
+        return phase.epochs
     for key, value in _extra(phase).items():
         value.copy_(tensors[f"extra.{key}"])
     for number, (optimizer, _) in enumerate(phase.optimizers):

@@ -112,6 +112,24 @@ def _flags(
 
 
 @app.command()
+def solve(
+    run: Run,
+    device: Device = None,
+    latency: Latency = None,
+    flash: Flash = None,
+    peak_ram: PeakRam = None,
+    set_: Settings = None,
+    out: Annotated[Path, typer.Option("--out", help="run directory of the result")] = Path("runs/solved"),
+    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted solve")] = False,
+) -> None:
+    """Solves another device or other budgets with the supernet of a finished run, without training it again."""
+    from ddq_search.cli import runs
+
+    flags = _flags(None, None, None, device, latency, flash, peak_ram, None)
+    runs.solve(run, flags, set_, out, resume=resume)
+
+
+@app.command()
 def report(run: Run) -> None:
     """Writes the offline HTML report of a run."""
     from ddq_search.cli import runs

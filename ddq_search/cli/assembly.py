@@ -44,6 +44,16 @@ def assemble(config: RunConfig) -> Problem:
     return pose(model, ImageSource(config.data.name, splits), device, config)
 
 
+def posed_again(problem: Problem, config: RunConfig) -> Problem:
+    """Returns the problem of the same model and data for another device or other budgets.
+
+    Raises:
+        CostError, BudgetError: the device is unknown, or no policy meets the budgets on it.
+    """
+    device = find_device(config.device.profile, config.device.threads)
+    return pose(problem.model, problem.source, device, config, problem.task)
+
+
 def stored_config(path: Path) -> Path:
     """Returns the path of a run's configuration.
 
@@ -208,4 +218,6 @@ def assemble_shape(config: RunConfig, input_shape: str, classes: int) -> Problem
     torch.manual_seed(config.seed)
     model = build_model(config.model.name, channels, classes, (height, width))
     zeros = (torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.long))
-    return pose(model, LoaderSource([zeros], [zeros]), find_device(config.device.profile, config.device.threads), config)
+    return pose(
+        model, LoaderSource([zeros], [zeros]), find_device(config.device.profile, config.device.threads), config
+    )

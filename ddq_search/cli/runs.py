@@ -13,7 +13,7 @@ from ddq_search.cli.output import console, resumable, tell, writing
 from ddq_search.cli.progress import progress_for
 from ddq_search.cli.settings import read_config
 from ddq_search.cli.tables import front_table, trial_table
-from ddq_search.config import RunConfig, load_config
+from ddq_search.config import BudgetConfig, RunConfig, load_config
 from ddq_search.discrete import DiscreteNetwork
 from ddq_search.errors import ConfigError, RunError, VerificationError
 from ddq_search.export.c.proof import CReport
@@ -64,6 +64,40 @@ def _search(config: RunConfig, *, resume: bool) -> Front:
     console.print(front_table(document))
     _tell_best(front, document)
     return front
+
+
+def solve(run: Path, flags: Mapping[str, Any], settings: list[str] | None, out: Path, *, resume: bool) -> None:
+    """Solves other budgets or another device with the supernet of a finished run."""
+    from ddq_search.solve import solve as solve_from
+
+    trained = assembly.open_run(run)
+    config = solved_config(run, flags, settings, out)
+    with resumable("the same command with --resume goes on"), locked(out):
+        record = assembly.begin_run(out, config, resume=resume)
+        with progress_for(console) as progress:
+            front = solve_from(assembly.posed_again(trained[0], config), record, trained, progress)
+    document = front.document()
+    console.print(front_table(document))
+    _tell_best(front, document)
+
+
+def solved_config(run: Path, flags: Mapping[str, Any], settings: list[str] | None, out: Path) -> RunConfig:
+    """Returns the configuration of a run with another device or other budgets; new budgets replace all of the old.
+
+    Raises:
+        ConfigError: neither is given.
+    """
+    given = [key for key, value in flags.items() if value is not None] + [
+        text.partition("=")[0] for text in settings or ()
+    ]
+    if not given:
+        raise ConfigError("nothing to solve: give another --device, or a budget such as --latency or --flash")
+    config = read_config(assembly.stored_config(run), {**flags, "out": str(out)}, None, settings)
+    budgets = {key.partition(".")[2] for key in given if key.startswith("budgets.")}
+    if not budgets:
+        return config
+    kept = {name: value for name, value in config.budgets if name in budgets}
+    return config.model_copy(update={"budgets": BudgetConfig(**kept)})
 
 
 def _tell_best(front: Front, document: Mapping[str, Any]) -> None:

@@ -65,6 +65,12 @@ class DDQQuantizer(nn.Module):
             x, self.log_steps, statistic, cumulative, tuple(self.grids), choice, self.gradient_share, self.correction
         )
 
+    @torch.no_grad()
+    def take(self, other: DDQQuantizer) -> None:
+        """Takes over what another quantizer of the same tensor learned for these candidates, all of which it has."""
+        rows = [other.candidates.index(bits) for bits in self.candidates]
+        self.log_steps.copy_(other.log_steps[rows])
+
     def quantize(self, x: Tensor, choice: int) -> Tensor:
         """Returns the integer codes of ``x`` at one candidate precision, int32, same shape."""
         grid = self.grids[choice]
@@ -119,6 +125,14 @@ class ActivationQuantizer(DDQQuantizer):
 
     def _load_from_state_dict(self, *args: object) -> None:
         super()._load_from_state_dict(*args)
+        self._set_grids()
+
+    @torch.no_grad()
+    def take(self, other: DDQQuantizer) -> None:
+        """As for any quantizer; the zero points too."""
+        super().take(other)
+        assert isinstance(other, ActivationQuantizer)
+        self.zero_points.copy_(other.zero_points[[other.candidates.index(bits) for bits in self.candidates]])
         self._set_grids()
 
     @torch.no_grad()

@@ -1,0 +1,75 @@
+"""Another budget or another device from a supernet that is trained already: gates, projection, fine-tuning.
+
+The weights, quantizers and the float models come from the run that trained them; only the gates are searched, in a few
+steps on frozen weights, and the chosen policies fine-tuned. The result is a run directory of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ddq_search.errors import RunError
+from ddq_search.judgement import Front
+from ddq_search.problem import Problem
+from ddq_search.record import RunDirectory
+from ddq_search.stages import Stages, begin
+from ddq_search.supernet import Supernet
+from ddq_search.training import Progress, Silent
+
+SHARED = ("float", "baseline")
+"""Checkpoints that a solved run takes over as they are."""
+
+
+def solve(
+    problem: Problem, record: RunDirectory, trained: tuple[Problem, RunDirectory], progress: Progress | None = None
+) -> Front:
+    """Solves a problem with the supernet of a finished search and writes the results into the run directory.
+
+    Args:
+        problem: the same model and data as the trained one, with other budgets or another device.
+        record: where the results go.
+        trained: the problem and run directory of the search.
+        progress: who is told.
+
+    Raises:
+        RunError: the search is not finished, or its checkpoints cannot be used.
+        PolicyError: the new device needs a precision that was not trained.
+    """
+    progress = progress or Silent()
+    begin(problem, record, progress)
+    for name in SHARED:
+        if record.load_checkpoint(name) is None:
+            record.save_checkpoint(name, *_carried_over(problem, trained[1], name))
+    stages = Stages(problem, record, progress)
+    teacher = stages.train_float()
+    supernet = trained_supernet(*trained)
+    return stages.conclude(stages.train_gates(supernet, teacher, problem.config.search.solve_steps), teacher)
+
+
+def trained_supernet(problem: Problem, record: RunDirectory) -> Supernet:
+    """Returns the supernet that a finished search trained.
+
+    Raises:
+        RunError: there is none, or it cannot be used.
+    """
+    tensors, _ = _finished(record, "joint")
+    own = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
+    net = problem.supernet(sets=sum(key.startswith("gates.own.") for key in own))
+    record.restore("joint", net, own)
+    return net
+
+
+def _carried_over(problem: Problem, record: RunDirectory, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A float model's checkpoint for another problem: its quantizers, switched off, are those of the new space."""
+    tensors, facts = _finished(record, name)
+    fresh = {f"module.{key}": value for key, value in problem.supernet().state_dict().items()}
+    return fresh | {key: value for key, value in tensors.items() if key.startswith("module.model.")}, facts
+
+
+def _finished(record: RunDirectory, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    loaded = record.load_checkpoint(name)
+    if loaded is None:
+        raise RunError(f"{record.path} holds no finished search (checkpoint {name!r} is missing); finish it first")
+    return loaded

@@ -1,0 +1,309 @@
+"""The stages of a search, each resumable: what the recipes `ddq_search.search` and `ddq_search.solve` are made of."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddq_search import front as fronts
+from ddq_search.budget import LABELS, show
+from ddq_search.errors import BudgetError
+from ddq_search.gate_training import GateTraining, gate_facts
+from ddq_search.graph import to_json, write_graphml
+from ddq_search.judgement import Candidate, Front, judge, judge_points
+from ddq_search.lagrangian import AugmentedLagrangian
+from ddq_search.policy import Policy, uniform
+from ddq_search.problem import EVALUATION_BATCH, Problem, evaluate_policy, inputs
+from ddq_search.record import RunDirectory, environment
+from ddq_search.supernet import Supernet
+from ddq_search.task import Measure, Split, measure
+from ddq_search.training import (
+    SCHEDULES,
+    BatchLoss,
+    FirstBatches,
+    Phase,
+    Progress,
+    TrainingBatches,
+    moving_average,
+    run_phase,
+    to_layout,
+)  # fmt: skip
+
+
+def begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
+    """Writes what is known before training into the run directory and tells budgets and calibration."""
+    record.fingerprint = problem.fingerprint
+    record.write_text("config.toml", problem.config.to_toml())
+    record.write_json("environment.json", environment())
+    record.write_text("graph.json", to_json(problem.graph))
+    write_graphml(problem.graph, record.path / "graph.graphml")
+    variables = [
+        {"name": v.name, "role": v.role, "candidates": v.candidates, "members": v.members}
+        for v in problem.space.variables
+    ]
+    record.write_json("space.json", {"variables": variables, "unused_rules": problem.space.unused_rules})
+    for pattern in problem.space.unused_rules:
+        progress.note(f"pin {pattern!r} matched nothing")
+    for cost, limit in problem.budgets.items():
+        progress.note(f"budget: {LABELS[cost]} ≤ {show(cost, limit, problem.pricing.reference)}")
+    progress.note(f"latency of {problem.device.name} is {problem.device.calibration}")
+
+
+def _searched(net: Supernet, aims: Sequence[fronts.Aim]) -> Searched:
+    return Searched(net, aims, [net.gates.scores(index).numpy() for index in range(len(aims))])
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the joint training leaves: the supernet, and every gate set's aim and scores ``[V, C]``."""
+
+    net: Supernet
+    aims: Sequence[fronts.Aim]
+    scores: Sequence[NDArray[np.float64]]
+
+
+class Stages:
+    """The stages of one run; each can be resumed."""
+
+    def __init__(self, problem: Problem, record: RunDirectory, progress: Progress) -> None:
+        self.problem, self.record, self.progress = problem, record, progress
+        self.settings = problem.config.training
+        self.task, self.source = problem.task, problem.source
+
+    def _train(self, phase: Phase, source: TrainingBatches | None = None) -> None:
+        run_phase(
+            phase, source or self.source, self.record, seed=self.problem.config.seed,
+            batch_size=self.settings.batch_size, layout=self.settings.memory_layout, progress=self.progress,
+        )  # fmt: skip
+
+    # -- float ------------------------------------------------------------------------------------------------
+
+    def train_float(self) -> Supernet:
+        """Trains the float model; returns it as a supernet with its quantizers switched off."""
+        torch.manual_seed(self.problem.config.seed)
+        net = self._in_layout(self.problem.supernet())
+        net.set_float()
+        rate = self.settings.float_rate
+        self._train(self._weights_phase("float", net, self.settings.float_epochs, rate, None))
+        return net
+
+    def train_baseline(self, teacher: Supernet) -> tuple[Supernet, Measure]:
+        """Gives the float model the epochs that a searched policy got on top; returns it and its validation figures."""
+        settings = self.settings
+        net = copy.deepcopy(teacher)
+        joint, tune = settings.joint_epochs, settings.finetune_epochs
+        phase = self._weights_phase("baseline", net, joint + tune, settings.joint_rate, teacher)
+        share = joint / (joint + tune)
+        low = settings.finetune_rate / settings.joint_rate
+        curve = SCHEDULES[settings.schedule]
+        phase.schedule = lambda f: curve(f / share) if f < share else low * curve((f - share) / (1 - share))
+        self._train(phase)
+        return net, self._measure_float(net, "validation")
+
+    def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
+        def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+            value = self._task_loss(net(x), x, y, teacher)
+            return value, {"loss": f"{value.item():.3f}"}
+
+        phase = self._phase(name, net, [(self._weight_optimizer(net), rate)], loss, epochs)
+        if self.settings.ema_decay:
+            phase.averaged = moving_average(net, self.settings.ema_decay)
+        return phase
+
+    def _phase(
+        self, name: str, net: Supernet, optimizers: list[tuple[torch.optim.Optimizer, float]], loss: BatchLoss,
+        epochs: int,
+    ) -> Phase:  # fmt: skip
+        settings = self.settings
+        return Phase(
+            name, name, net, optimizers, loss, epochs, SCHEDULES[settings.schedule],
+            gradient_clip=settings.gradient_clip, accumulate=settings.accumulate,
+        )  # fmt: skip
+
+    def _task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
+        weight = self.settings.distillation
+        loss = self.task.loss(output, y)
+        if teacher is None or weight == 0:
+            return loss
+        teacher.eval()
+        with torch.no_grad():
+            reference = teacher(x)
+        return (1 - weight) * loss + weight * self.task.distance(output, reference)
+
+    def _weight_optimizer(self, net: Supernet) -> torch.optim.Optimizer:
+        decayed = [p for p in net.model.parameters() if p.ndim > 1]
+        free = [p for p in net.model.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+
+    def _in_layout(self, net: Supernet) -> Supernet:
+        if self.settings.memory_layout == "channels_last":
+            net.model.to(memory_format=torch.channels_last)
+        return net
+
+    # -- joint ------------------------------------------------------------------------------------------------
+
+    def train_jointly(self, teacher: Supernet) -> Searched:
+        """Searches all points at once."""
+        config = self.problem.config.search
+        aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
+        net = self._in_layout(self.problem.supernet(sets=len(aims)))
+        net.load_state_dict({k: v for k, v in teacher.state_dict().items() if k.startswith("model.")}, strict=False)
+        net.calibrate(inputs(self.problem, self.settings.calibration_batches))
+        steps = self.settings.joint_epochs * self.source.train_batches(self.settings.batch_size)
+        optimizers = [
+            (self._weight_optimizer(net), self.settings.joint_rate),
+            (torch.optim.Adam(net.quantizers.parameters()), self.settings.step_rate),
+            self._gate_optimizer(net, steps),
+        ]
+        self._train(self._gated_phase("joint", net, teacher, aims, optimizers, self.settings.joint_epochs))
+        return _searched(net, aims)
+
+    def train_gates(self, supernet: Supernet, teacher: Supernet, steps: int) -> Searched:
+        """Searches all points with the weights and quantizers of a trained supernet, which stay as they are."""
+        config = self.problem.config.search
+        aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
+        net = self._in_layout(self.problem.supernet(sets=len(aims)))
+        net.adopt(supernet)
+        for parameter in itertools.chain(net.model.parameters(), net.quantizers.parameters()):
+            parameter.requires_grad_(False)
+        source = FirstBatches(self.source, steps)
+        phase = self._gated_phase("gates", net, teacher, aims, [self._gate_optimizer(net, steps)], 1)
+        self._train(phase, source)
+        for parameter in itertools.chain(net.model.parameters(), net.quantizers.parameters()):
+            parameter.requires_grad_(True)
+        return _searched(net, aims)
+
+    def policies(self, searched: Searched) -> list[Policy]:
+        """Returns the policies to fine-tune: one per gate set, and the uniform ones they are compared with."""
+        policies = fronts.choose_policies(self.problem.pricing, searched.aims, searched.scores)
+        if not policies:
+            raise BudgetError("the search found no policy within its budgets; this is a defect, please report it")
+        taken = [dict(policy.bits) for policy in policies]
+        for weight_bits, activation_bits in self.problem.config.search.uniform:
+            bits = uniform(self.problem.space, weight_bits, activation_bits)
+            if bits not in taken:
+                taken.append(bits)
+                policies.append(Policy(f"w{weight_bits}a{activation_bits}", bits, "uniform"))
+        return policies
+
+    def fill_front(self, candidates: list[Candidate], searched: Searched, teacher: Supernet) -> list[Candidate]:
+        """Fine-tunes further policies in the gaps while too few points within the budgets are on the front."""
+        problem, config = self.problem, self.problem.config.search
+        added: list[Candidate] = []
+        while len(added) < config.extra_points:
+            known = [*candidates, *added]
+            points = [p for p in judge_points(problem, known) if p.on_front and p.within_budgets]
+            if len(points) >= config.front_points:
+                break
+            taken = [candidate.policy.bits for candidate in known]
+            gate_sets, front = (searched.aims, searched.scores), [(p.price, p.validation.loss) for p in points]
+            bits = fronts.between(problem.pricing, problem.budgets, gate_sets, front, taken)
+            if bits is None:
+                break
+            policy = Policy(f"x{len(added):02d}", bits, "search")
+            added.append(self.finetune(policy, searched.net, teacher))
+        return added
+
+    def _gate_optimizer(self, net: Supernet, steps: int) -> tuple[torch.optim.Optimizer, float]:
+        rate = self.settings.gate_rate or min(0.1, max(0.004, 12 / max(steps, 1)))
+        return torch.optim.Adam(net.gates.parameters(), betas=(0.9, 0.99)), rate
+
+    def _gated_phase(
+        self, name: str, net: Supernet, teacher: Supernet, aims: Sequence[fronts.Aim],
+        optimizers: list[tuple[torch.optim.Optimizer, float]], epochs: int,
+    ) -> Phase:  # fmt: skip
+        config, seed = self.problem.config.search, self.problem.config.seed
+        tables, variables = self.problem.pricing.tables, len(self.problem.space.variables)
+        limits = [aim.limits for aim in aims]
+        lagrangian = AugmentedLagrangian(limits, penalty=config.penalty, rate=config.multiplier_rate)
+        gates = GateTraining(net, tables, lagrangian)
+
+        def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+            index = number % net.gates.sets
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            gates.sample(index, torch.rand(variables, generator=generator))
+            value = self._task_loss(net(x), x, y, teacher)
+            shown = {"loss": f"{value.item():.3f}", "point": str(index)}
+            for cost, limit in lagrangian.targets[index].items():
+                if gates.expected:
+                    shown[LABELS[cost]] = f"{100 * gates.expected[cost][index].item() / limit:.0f}%"
+            return value, shown
+
+        phase = self._phase(name, net, optimizers, loss, epochs)
+        phase.after_backward, phase.before_step, phase.after_step = gates.collect, gates.backward, gates.update
+        phase.after_epoch = lambda epoch: gate_facts(net, lagrangian, tables)
+        phase.extra = {
+            "multipliers": lagrangian.multipliers, "sensitivity": gates.sensitivity, "weight": gates.weight,
+        }  # fmt: skip
+        return phase
+
+    # -- fine-tuning --------------------------------------------------------------------------------------------
+
+    def finetune(self, policy: Policy, supernet: Supernet, teacher: Supernet) -> Candidate:
+        """Fine-tunes one policy from the supernet's weights; returns it with its validation figures."""
+        name = f"policy-{policy.name}"
+        net = self._in_layout(self.problem.supernet())
+        finished = self.record.load_checkpoint(name)
+        if finished is not None:
+            self.record.restore(name, net, finished[0])
+            return Candidate(policy, net, Measure(finished[1]["loss"], finished[1]["score"]))
+        own = {k: v for k, v in supernet.state_dict().items() if not k.startswith("gates.")}
+        net.load_state_dict(own, strict=False)
+        net.set_policy(policy.bits)
+        norm_batches = self.settings.norm_batches
+        net.reestimate_norms(inputs(self.problem, norm_batches))
+        phase = self._weights_phase(
+            f"tuning-{policy.name}", net, self.settings.finetune_epochs, self.settings.finetune_rate, teacher
+        )
+        steps = torch.optim.Adam(net.quantizers.parameters())
+        phase.kind, phase.point = "finetune", policy.name
+        phase.optimizers.append((steps, self.settings.step_rate / 3))
+        self._train(phase)
+        net.reestimate_norms(inputs(self.problem, norm_batches))
+        result = evaluate_policy(self.problem, net, policy, "validation")
+        self.record.save_checkpoint(name, net.state_dict(), {"loss": result.loss, "score": result.score})
+        self.record.remove_checkpoint(phase.name)
+        unit = self.task.unit
+        self.progress.note(
+            f"{policy.name}: validation loss {result.loss:.4f}, {self.task.metric} {result.score:.2f} {unit}"
+        )
+        return Candidate(policy, net, result)
+
+    # -- judging ------------------------------------------------------------------------------------------------
+
+    def conclude(self, searched: Searched, teacher: Supernet) -> Front:
+        """Fine-tunes the policies of a searched supernet, judges them and writes the front into the run directory."""
+        candidates = [self.finetune(policy, searched.net, teacher) for policy in self.policies(searched)]
+        candidates += self.fill_front(candidates, searched, teacher)
+        baseline, reference = self.train_baseline(teacher)
+        tested = self.test(judge(self.problem, candidates, reference), baseline)
+        self.record.write_json("front.json", tested.document())
+        for point in tested.points:
+            folder = "policies" if point.within_budgets else "references"
+            self.record.write_text(f"{folder}/{point.policy.name}.json", point.policy.to_json())
+        return tested
+
+    def _measure_float(self, net: Supernet, split: Split) -> Measure:
+        net.eval()
+        with torch.no_grad():
+            batches = to_layout(self.source.plain(split, EVALUATION_BATCH), self.settings.memory_layout)
+            return measure(self.task, [(net(x), y) for x, y in batches])
+
+    def test(self, front: Front, baseline: Supernet) -> Front:
+        """Reads the test split, once, for the float baseline and every point."""
+        points = [
+            replace(point, test=evaluate_policy(self.problem, point.net, point.policy, "test"))
+            for point in front.points
+        ]
+        return replace(front, points=tuple(points), float_test=self._measure_float(baseline, "test"))
