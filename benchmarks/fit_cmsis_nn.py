@@ -153,6 +153,8 @@ def timed(profile: DeviceProfile, board: Board) -> DeviceProfile:
         rate = Rate(value=board.cycles_per_instruction, kind="static", source=board.cycles_source)
         return with_engine(profile, {"cycles_per_unit": rate})
     cycles, counts, what = published(profile, board)
+    if board.cycles == "other board":
+        return transferred(profile, board, cycles, counts[:, 0], what)
     if counts.shape[1] == 1:
         coefficients, errors = scale(cycles / counts[:, 0])
     else:
@@ -176,6 +178,26 @@ def timed(profile: DeviceProfile, board: Board) -> DeviceProfile:
         held_out_error_pct=round(error, 1), fitted=profile.calibration.fitted,
     )  # fmt: skip
     return with_engine(profile.model_copy(update={"calibration": calibration}), update)
+
+
+def transferred(profile: DeviceProfile, board: Board, cycles: Array, work: Array, what: str) -> DeviceProfile:
+    """Takes the cycles per instruction of the Cortex-M4 board: no figure of this board is fitted, all are held out."""
+    other = build(BOARDS[0])
+    rate = other.engine.cycles_per_unit.value
+    errors, (_, own) = rate * work / cycles - 1, scale(cycles / work)
+    error, worst = 100 * float(np.abs(errors).mean()), 100 * float(np.abs(errors).max())
+    statement = (
+        f"cycles per instruction of {other.board} on {len(cycles)} {what}: leave-one-board-out error {error:.1f} %, "
+        f"worst {worst:.1f} % (one constant of this board's own: leave-one-network-out error "
+        f"{100 * float(np.abs(own).mean()):.1f} %); {board.statement}"
+    )
+    calibration = Calibration(
+        status="calibrated" if error <= 25 else "uncalibrated", statement=statement,
+        held_out_error_pct=round(error, 1), fitted=profile.calibration.fitted,
+    )  # fmt: skip
+    source = f"taken from {other.name}, {other.engine.cycles_per_unit.source}"
+    figure = Rate(value=rate, kind="published", source=source)
+    return with_engine(profile.model_copy(update={"calibration": calibration}), {"cycles_per_unit": figure})
 
 
 def published(profile: DeviceProfile, board: Board) -> tuple[Array, Array, str]:

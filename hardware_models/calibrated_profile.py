@@ -34,7 +34,7 @@ def calibrated(
         name: of the new profile; characters that names may not have become dashes.
         origin: where the measurements come from, for the sources of the numbers.
     """
-    evidence = f"measured by the user ({origin}, {len(measurements)} measurements)"
+    evidence = f"measured by the user ({origin}, {_count(measurements)})"
     profile = base.model_copy(
         update={
             "name": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "calibrated",
@@ -101,6 +101,10 @@ def extrapolations(profile: DeviceProfile, graph: ModelGraph) -> list[str]:
     return sentences
 
 
+def _count(measurements: Sequence[Measurement]) -> str:
+    return f"{len(measurements)} measurement{'' if len(measurements) == 1 else 's'}"
+
+
 def _span(values: Iterable[int]) -> tuple[int, int]:
     found = sorted(values)
     return found[0], found[-1]
@@ -165,7 +169,7 @@ def _calibration(base: DeviceProfile, measurements: Sequence[Measurement], fit: 
     )
     counted = "" if timed else "; instructions were counted, no time was measured"
     statement = (
-        f"{len(measurements)} measurements of the user ({origin}; {fit.distinct} distinct), {_LEVELS[fit.level]}: "
+        f"{_count(measurements)} of the user ({origin}; {fit.distinct} distinct), {_LEVELS[fit.level]}: "
         f"{error}{counted}; base: {base.name}"
     )
     shapes = (

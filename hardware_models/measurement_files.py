@@ -81,18 +81,20 @@ def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Rows with the place they stand at, for messages."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(line for line in file if line.strip() and not line.startswith("#"))
-            rows = [
-                (f"{path}, row {number}", {str(key).strip(): (value or "").strip() for key, value in row.items()})
-                for number, row in enumerate(reader, start=1)
-            ]
+            rows = list(csv.DictReader(line for line in file if line.strip() and not line.startswith("#")))
     except OSError as error:
         raise ConfigError(f"cannot read the measurements {path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error, AttributeError) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} is not a CSV file: {error}") from error
     if not rows:
         raise ConfigError(f"{path} holds no measurements")
-    return rows
+    result = []
+    for number, row in enumerate(rows, start=1):
+        place = f"{path}, row {number}"
+        if None in row or None in row.values():
+            raise ConfigError(f"{place}: has {'more' if None in row else 'fewer'} fields than the header")
+        result.append((place, {key.strip(): value.strip() for key, value in row.items()}))
+    return result
 
 
 def _layer(place: str, row: Mapping[str, str], profile: DeviceProfile) -> Measurement:
@@ -117,9 +119,7 @@ def _layer(place: str, row: Mapping[str, str], profile: DeviceProfile) -> Measur
 def _network(place: str, row: Mapping[str, str], path: Path, resolve: Resolver) -> Measurement:
     weight_bits, act_bits = _whole(place, row, "weight_bits"), _whole(place, row, "act_bits")
     try:
-        executions = network_executions(
-            row["model"], path.parent, row.get("input", ""), weight_bits, act_bits, resolve
-        )
+        executions = network_executions(row["model"], path.parent, row.get("input", ""), weight_bits, act_bits, resolve)
     except DDQError as error:
         raise ConfigError(f"{place}: {error}") from error
     name = f"{row['model']} w{weight_bits}a{act_bits}"

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ddq_search.errors import ConfigError, GraphError
+from ddq_search.export.c.layers import COLUMNS
 from ddq_search.graph import ModelGraph, to_json
 from ddq_search.layer_shape import LayerShape
 from ddq_search.trace import trace
@@ -106,6 +107,10 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("model,weight_bits,act_bits,latency_ms\n")
     with pytest.raises(ConfigError, match=r"empty\.csv holds no measurements"):
         read_measurements(tmp_path / "empty.csv", load_profile(M4), refuse)
+    for row, more in (("resnet8,8,8,1,2", "more"), ("resnet8,8", "fewer")):
+        (tmp_path / "ragged.csv").write_text(f"model,weight_bits,act_bits,latency_ms\n{row}\n")
+        with pytest.raises(ConfigError, match=rf"ragged\.csv, row 1: has {more} fields than the header"):
+            read_measurements(tmp_path / "ragged.csv", load_profile(M4), refuse)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match=r"neither a file of layers .* nor of networks \(lacks act_bits, latency_ms"):
         read_measurements(tmp_path / "other.csv", load_profile(M4), refuse)
@@ -143,3 +148,7 @@ def test_the_kernel_that_was_measured_is_the_one_fitted(tmp_path: Path) -> None:
     }
     assert {base.engine.kernels[index].weight_bits for index in used} == {4}
     assert {base.engine.kernels[index].name for index in named} == {eight}
+
+
+def test_the_benchmark_of_the_c_export_prints_what_is_read() -> None:
+    assert set(COLUMNS) == {*PER_LAYER, "kernel", "macs"}
