@@ -46,7 +46,8 @@ typedef struct {
     uint8_t *window;       /* room for a copied window, NULL where none is copied */
     uint32_t outside;      /* four codes in_zero, packed as the input */
     int position, pitch, step, row_pitch; /* from a position, tap, output, row of taps to the next */
-    int columns, out_c, out_bits, in_w, dilation;
+    int columns, out_c, out_bits, in_w, out_w, dilation, stride, left;
+    int first, whole; /* the outputs of a row whose windows have all columns inside, and how many they are */
     int32_t bias[4], multiplier[4];
     int shift[4], channel;
 } block;
@@ -152,71 +153,61 @@ DDQ_DSP_INLINE const uint32_t *add_rows(int32_t *acc, const uint8_t *x, const ui
     return w;
 }
 
-/* `count` positions whose windows leave the image at most above and below; x is the first row inside of the first.
+/* Adds a window whose columns may leave the image; `left` is its first column, x its first tap in a row inside.
  * Constant `bits` and `three`. */
-DDQ_DSP_INLINE void run_inside(const block *part, const ddq_dsp_output *output, const uint8_t *x, uint8_t *y,
-                               uint32_t index, int count, window_rows rows, int bits, int three) {
+DDQ_DSP_INLINE const uint32_t *add_border(int32_t *acc, const block *part, const uint8_t *x, const uint32_t *w,
+                                          int left, int rows, int bits, int three) {
     const uint8_t *const outside = (const uint8_t *)&part->outside;
-    for (; count > 0; count--, x += part->step, index += (uint32_t)part->out_c) {
+    const uint32_t width = (uint32_t)part->in_w;
+    const int dilation = part->dilation, pitch = part->pitch, row_pitch = part->row_pitch;
+    if (three) {
+        const int in0 = (uint32_t)left < width, in1 = (uint32_t)(left + dilation) < width;
+        const int in2 = (uint32_t)(left + 2 * dilation) < width;
+        const uint8_t *x0 = in0 ? x : outside, *x1 = in1 ? x + pitch : outside, *x2 = in2 ? x + 2 * pitch : outside;
+        const int step0 = in0 ? row_pitch : 0, step1 = in1 ? row_pitch : 0, step2 = in2 ? row_pitch : 0;
+        for (; rows > 0; rows--, x0 += step0, x1 += step1, x2 += step2, w += 6) {
+            add_tap(acc, x0, w, bits);
+            add_tap(acc, x1, w + 2, bits);
+            add_tap(acc, x2, w + 4, bits);
+        }
+        return w;
+    }
+    for (; rows > 0; rows--, x += row_pitch) {
+        const uint8_t *tap = x;
+        for (int column = part->columns, in_x = left; column > 0; column--, in_x += dilation, tap += pitch, w += 2)
+            add_tap(acc, (uint32_t)in_x < width ? tap : outside, w, bits);
+    }
+    return w;
+}
+
+/* One row of outputs; x is the first tap inside of the first window. Constant `bits` and `three`. */
+DDQ_DSP_INLINE void run_row(const block *part, const ddq_dsp_output *output, const uint8_t *x, uint8_t *y,
+                            uint32_t index, window_rows rows, int bits, int three) {
+    const uint8_t *const outside = (const uint8_t *)&part->outside;
+    for (int out_x = 0; out_x < part->out_w; out_x++, x += part->step, index += (uint32_t)part->out_c) {
         int32_t acc[4] = {part->bias[0], part->bias[1], part->bias[2], part->bias[3]};
         const uint32_t *w = part->words;
         if (rows.above)
             w = add_rows(acc, outside, w, rows.above, part->columns, 0, 0, bits, three);
-        w = add_rows(acc, x, w, rows.inside, part->columns, part->row_pitch, part->pitch, bits, three);
+        if ((uint32_t)(out_x - part->first) < (uint32_t)part->whole)
+            w = add_rows(acc, x, w, rows.inside, part->columns, part->row_pitch, part->pitch, bits, three);
+        else
+            w = add_border(acc, part, x, w, part->left + out_x * part->stride, rows.inside, bits, three);
         if (rows.below)
             add_rows(acc, outside, w, rows.below, part->columns, 0, 0, bits, three);
         store_block(y, index, part->out_bits, ddq_dsp_clamped(output, block_codes(part, output, acc)));
     }
 }
 
-/* One position whose window may leave the image; its first column is `left` of the input, x its first tap in a row
- * inside. Constant `bits` and `three`. */
-DDQ_DSP_INLINE void run_border(const block *part, const ddq_dsp_output *output, const uint8_t *x, uint8_t *y,
-                               uint32_t index, int left, window_rows rows, int bits, int three) {
-    const uint8_t *const outside = (const uint8_t *)&part->outside;
-    const uint32_t width = (uint32_t)part->in_w;
-    const int dilation = part->dilation, pitch = part->pitch, row_pitch = part->row_pitch;
-    int32_t acc[4] = {part->bias[0], part->bias[1], part->bias[2], part->bias[3]};
-    const uint32_t *w = add_rows(acc, outside, part->words, rows.above, part->columns, 0, 0, bits, three);
-    if (three) {
-        const int in0 = (uint32_t)left < width, in1 = (uint32_t)(left + dilation) < width;
-        const int in2 = (uint32_t)(left + 2 * dilation) < width;
-        const uint8_t *x0 = in0 ? x : outside, *x1 = in1 ? x + pitch : outside, *x2 = in2 ? x + 2 * pitch : outside;
-        const int step0 = in0 ? row_pitch : 0, step1 = in1 ? row_pitch : 0, step2 = in2 ? row_pitch : 0;
-        for (int row = rows.inside; row > 0; row--, x0 += step0, x1 += step1, x2 += step2, w += 6) {
-            add_tap(acc, x0, w, bits);
-            add_tap(acc, x1, w + 2, bits);
-            add_tap(acc, x2, w + 4, bits);
-        }
-    } else {
-        for (int row = rows.inside; row > 0; row--, x += row_pitch) {
-            const uint8_t *tap = x;
-            for (int column = part->columns, in_x = left; column > 0; column--, in_x += dilation, tap += pitch, w += 2)
-                add_tap(acc, (uint32_t)in_x < width ? tap : outside, w, bits);
-        }
+#define DDQ_DSP_ROW(name, bits, three)                                                                                 \
+    __attribute__((noinline)) static void name(const block *part, const ddq_dsp_output *output, const uint8_t *x,      \
+                                               uint8_t *y, uint32_t index, window_rows rows) {                         \
+        run_row(part, output, x, y, index, rows, bits, three);                                                         \
     }
-    add_rows(acc, outside, w, rows.below, part->columns, 0, 0, bits, three);
-    store_block(y, index, part->out_bits, ddq_dsp_clamped(output, block_codes(part, output, acc)));
-}
-
-#define DDQ_DSP_POSITIONS(name, bits, three)                                                                           \
-    __attribute__((noinline)) static void inside_##name(const block *part, const ddq_dsp_output *output,               \
-                                                        const uint8_t *x, uint8_t *y, uint32_t index, int count,       \
-                                                        window_rows rows) {                                            \
-        run_inside(part, output, x, y, index, count, rows, bits, three);                                               \
-    }                                                                                                                  \
-    __attribute__((noinline)) static void border_##name(const block *part, const ddq_dsp_output *output,               \
-                                                        const uint8_t *x, uint8_t *y, uint32_t index, int left,        \
-                                                        window_rows rows) {                                            \
-        run_border(part, output, x, y, index, left, rows, bits, three);                                                \
-    }
-DDQ_DSP_POSITIONS(8_three, 8, 1)
-DDQ_DSP_POSITIONS(8, 8, 0)
-DDQ_DSP_POSITIONS(4, 4, 0)
-DDQ_DSP_POSITIONS(2, 2, 0)
-
-typedef void positions(const block *part, const ddq_dsp_output *output, const uint8_t *x, uint8_t *y, uint32_t index,
-                       int count_or_left, window_rows rows);
+DDQ_DSP_ROW(row_8_three, 8, 1)
+DDQ_DSP_ROW(row_8, 8, 0)
+DDQ_DSP_ROW(row_4, 4, 0)
+DDQ_DSP_ROW(row_2, 2, 0)
 
 /* One position whose window is copied. */
 static void run_copied(const block *part, const ddq_dsp_output *output, const uint8_t *input, uint8_t *y,
@@ -228,49 +219,40 @@ static void run_copied(const block *part, const ddq_dsp_output *output, const ui
 }
 
 static window_rows rows_at(const ddq_layer *layer, int top) {
-    window_rows rows = {0, 0, 0};
-    for (int row = layer->kernel_h, in_y = top; row > 0; row--, in_y += layer->dilation_h)
-        if (in_y < 0)
-            rows.above++;
-        else if (in_y < layer->in_h)
-            rows.inside++;
-        else
-            rows.below++;
+    const int count = layer->kernel_h, dilation = layer->dilation_h;
+    window_rows rows = {0, count, 0};
+    if (top < 0) {
+        const int above = (dilation - 1 - top) / dilation;
+        rows.above = above < count ? above : count;
+    }
+    const int left = layer->in_h - 1 - top, end = left < 0 ? 0 : left / dilation + 1;
+    rows.below = end < count ? count - end : 0;
+    rows.inside = count - rows.above - rows.below;
     return rows;
 }
 
 /* Four channels at all positions. */
 static void run_block(const block *part, const ddq_dsp_output *output, const uint8_t *input, uint8_t *y) {
     const ddq_layer *layer = part->layer;
-    const int bits = layer->in_bits, three = bits == 8 && layer->kernel_w == 3;
-    positions *const inside = three ? inside_8_three : bits == 8 ? inside_8 : bits == 4 ? inside_4 : inside_2;
-    positions *const border = three ? border_8_three : bits == 8 ? border_8 : bits == 4 ? border_4 : border_2;
-    const int width = layer->out_w, stride = layer->stride_w;
-    const int last_left = layer->in_w - 1 - (layer->kernel_w - 1) * layer->dilation_w;
-    /* Positions first ... end - 1 of a row have all columns inside. */
-    const int first = (layer->pad_left + stride - 1) / stride;
-    int end = last_left + layer->pad_left < 0 ? 0 : (last_left + layer->pad_left) / stride + 1;
-    end = end < width ? end : width;
+    const int bits = layer->in_bits;
     uint32_t index = (uint32_t)part->channel;
     for (int out_y = layer->out_h, top = -layer->pad_top; out_y > 0; out_y--, top += layer->stride_h) {
         const window_rows rows = rows_at(layer, top);
         const int in_y = top + rows.above * layer->dilation_h;
-        const uint8_t *const x = part->x + (in_y * layer->in_w - layer->pad_left) * part->position;
-        int out_x = 0;
-        while (out_x < width) {
-            const int left = out_x * stride - layer->pad_left;
-            int count = 1;
-            if (part->window) {
-                run_copied(part, output, input, y, index, top, left);
-            } else if (out_x == first && end > first) {
-                count = end - first;
-                inside(part, output, x + out_x * part->step, y, index, count, rows);
-            } else {
-                border(part, output, x + out_x * part->step, y, index, left, rows);
-            }
-            out_x += count;
-            index += (uint32_t)(count * layer->out_c);
-        }
+        const uint8_t *const x = part->x + (in_y * layer->in_w + part->left) * part->position;
+        if (part->window)
+            for (int out_x = 0; out_x < part->out_w; out_x++)
+                run_copied(part, output, input, y, index + (uint32_t)(out_x * part->out_c), top,
+                           part->left + out_x * part->stride);
+        else if (bits == 8 && part->columns == 3)
+            row_8_three(part, output, x, y, index, rows);
+        else if (bits == 8)
+            row_8(part, output, x, y, index, rows);
+        else if (bits == 4)
+            row_4(part, output, x, y, index, rows);
+        else
+            row_2(part, output, x, y, index, rows);
+        index += (uint32_t)(part->out_w * part->out_c);
     }
 }
 
@@ -304,11 +286,17 @@ void ddq_dsp_depthwise(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uin
     const uint8_t *w = layer->weights;
     block part = {.layer = layer, .words = words, .columns = layer->kernel_w, .out_c = layer->out_c};
     part.out_bits = layer->out_bits, part.in_w = layer->in_w, part.dilation = layer->dilation_w;
+    part.out_w = layer->out_w, part.stride = layer->stride_w, part.left = -layer->pad_left;
     part.position = layer->in_c * bits / 8;
     part.pitch = part.position * layer->dilation_w, part.step = part.position * layer->stride_w;
     part.row_pitch = part.position * layer->in_w * layer->dilation_h;
     part.window = bits < 8 && layer->in_c & 3 ? scratch + 8 * taps : NULL;
     part.outside = (bits == 8 ? 0x01010101u : bits == 4 ? 0x11111111u : 0x55555555u) * layer->in_zero;
+    const int last = layer->in_w - 1 - (part.columns - 1) * part.dilation + layer->pad_left;
+    const int end = last < 0 ? 0 : last / part.stride + 1;
+    part.first = (layer->pad_left + part.stride - 1) / part.stride;
+    part.whole = (end < part.out_w ? end : part.out_w) - part.first;
+    part.whole = part.whole < 0 ? 0 : part.whole;
     for (; part.channel + 3 < layer->out_c; part.channel += 4, w += 4 * row_bytes) {
         part.x = x + (uint32_t)part.channel * (uint32_t)bits / 8;
         for (int i = 0; i < 4; i++) {
