@@ -1,0 +1,1 @@
+"""Architectures of published networks as layer tables, written from their papers."""
