@@ -446,7 +446,7 @@ def test_the_file_is_within_two_percent_of_its_price(name, policy):
         program = lower(discrete(build_model(name, 3, 10, 32).eval(), sample_images(2, 32), POLICIES[policy]), "tflite")
     model, _ = flat_model(program)
     size = len(serialize(model))
-    assert abs(flat_bytes(model) - size) <= 0.02 * size
+    assert abs(flat_bytes(model) - size) <= 0.01 * size
 
 
 def test_what_a_layers_precision_decides():

@@ -33,7 +33,8 @@ Codes = Mapping[str, NDArray[Any]]
 
 PACKAGE = "ai-edge-litert"
 SIZE_SHARE = 0.02
-"""Largest distance of a file's size from its price."""
+"""Largest distance of a file's size from its price; `SIZE_GAP_BYTES` where that is more (files below 3.2 kB)."""
+SIZE_GAP_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class LiteRtReport:
     @property
     def size_as_priced(self) -> bool:
         """Whether the file's size is within `SIZE_SHARE` of its price."""
-        return abs(self.file_bytes - self.priced_bytes) <= SIZE_SHARE * self.priced_bytes
+        return abs(self.file_bytes - self.priced_bytes) <= max(SIZE_SHARE * self.priced_bytes, SIZE_GAP_BYTES)
 
     @property
     def passed(self) -> bool:

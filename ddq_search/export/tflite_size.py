@@ -29,6 +29,8 @@ CHANNEL_BYTES = BIAS_BYTES + 2 * SCALE_BYTES
 
 _HEADER_BYTES = 12
 """Root offset, file identifier, length of the file in words."""
+_GAP_BYTES = 40
+"""Gaps of 2 bytes behind vtables, and before the first aligned constant: 24 to 64 bytes in files of any size."""
 _FIXED_NAMES = ("main", "ddq-search")
 _WINDOW = {"Padding": (0, 1), "StrideW": (1, 4), "StrideH": (2, 4)}
 _OPTION_FIELDS: dict[str, dict[str, Field]] = {
@@ -72,6 +74,7 @@ def flat_bytes(model: FlatModel) -> int:
     lists = (len(model.constants()), len(tensors), len(operators), len(model.operator_codes()), len(model.metadata), 1)
     total = (
         _HEADER_BYTES
+        + _GAP_BYTES
         + _distinct(names, lambda name: _rounded(LENGTH_BYTES + len(name.encode()) + 1))
         + _distinct(integers, lambda values: LENGTH_BYTES + 4 * len(values))
         + _distinct((grid.scale for grid in grids), lambda values: LENGTH_BYTES + SCALE_BYTES * len(values))
