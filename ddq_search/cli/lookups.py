@@ -136,21 +136,21 @@ def devices(name: str | None, *, validate: bool = False) -> None:
 def _validate(name: str | None) -> None:
     """Reruns profiles against the published and counted figures shipped with them."""
     from hardware_models.profile import load_profile
-    from hardware_models.validation import validate
+    from hardware_models.validation import checks_of, validate
 
-    wanted = None if name is None else load_profile(name).name
-    checks = [check for check in validate() if wanted in (None, check.profile)]
+    checks = validate() if name is None else checks_of(load_profile(name).name)
     if not checks:
-        tell(f"{wanted}: no published or counted figures to compare with; its milliseconds are labelled uncalibrated")
+        tell(f"{name}: no published or counted figures to compare with; its milliseconds are labelled uncalibrated")
         return
     table = Table(title="predicted against published and counted figures", title_justify="left")
-    for title in ("device", "what", "held out"):
+    for title in ("subject", "what", "split"):
         table.add_column(title, overflow="fold")
-    for title in ("figures", "error %", "worst %"):
+    for title in ("figures", "error %", "worst %", "asked %"):
         table.add_column(title, justify="right")
     for check in checks:
-        figures = (str(check.samples), f"{check.error_pct:.1f}", f"{check.worst_pct:.1f}")
-        table.add_row(check.profile, check.what, check.split, *figures)
+        asked = "" if check.bar_pct is None else f"{check.bar_pct:g}"
+        figures = (str(check.samples), f"{check.error_pct:.1f}", f"{check.worst_pct:.1f}", asked)
+        table.add_row(check.subject, check.what, check.split, *figures)
     console.print(table)
 
 
