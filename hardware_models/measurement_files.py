@@ -6,8 +6,9 @@ with unit s, ms, us, ns, nanoseconds, cycles or instructions. ``macs`` is checke
 be empty: then the layer counts as run on the kernel that the profile prices it on.
 
 Per network, columns: ``model, weight_bits, act_bits, latency_ms``. A model is a graph written by ``ddq-search inspect
---json``, a table of layers with the columns above (without ``value`` and ``unit``), or what a resolver makes of it; the
-optional column ``input`` (CxHxW) is passed to that resolver. Paths are relative to the file.
+--json``, a table of layers with the columns above (without ``value`` and ``unit``), the name of a table shipped with
+the profiles (``mobilenet_v1-0.25-160``), or what a resolver makes of it; the optional column ``input`` (CxHxW) is
+passed to that resolver. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ddq_search.errors import ConfigError, DDQError
 from ddq_search.graph import ModelGraph, from_json
 from ddq_search.layer_shape import LAYER_CLASSES, LayerShape
 from hardware_models.executions import Execution, Measurement, executions_of
+from hardware_models.networks import list_networks, load_network
 from hardware_models.profile import DeviceProfile
 
 GEOMETRY = (
@@ -62,7 +65,10 @@ def read_measurements(path: Path, profile: DeviceProfile, resolve: Resolver) -> 
 def network_executions(
     model: str, folder: Path, size: str, weight_bits: int, act_bits: int, resolve: Resolver
 ) -> tuple[Execution, ...]:
-    """Returns what a network executes; ``model`` is a .json graph, a .csv table of layers, or for the resolver."""
+    """Returns what a network executes.
+
+    ``model`` is a .json graph, a .csv table of layers, one of `hardware_models.networks`, or for the resolver.
+    """
     path = folder / model
     if path.suffix == ".json":
         try:
@@ -73,6 +79,11 @@ def network_executions(
     if path.suffix == ".csv":
         return tuple(
             Execution(row["layer"], _shape(place, row), weight_bits, act_bits, act_bits) for place, row in _rows(path)
+        )
+    if model in list_networks():
+        return tuple(
+            replace(execution, weight_bits=weight_bits, input_bits=act_bits, output_bits=act_bits)
+            for execution in load_network(model)
         )
     return executions_of(resolve(model, size), weight_bits, act_bits)
 

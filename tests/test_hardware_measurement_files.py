@@ -16,6 +16,7 @@ from ddq_search.export.c.layers import COLUMNS
 from ddq_search.graph import ModelGraph, to_json
 from ddq_search.layer_shape import LayerShape
 from ddq_search.trace import trace
+from hardware_models.cmsis_nn import MEASUREMENTS
 from hardware_models.executions import Execution, executions_of
 from hardware_models.measurement_files import PER_LAYER, read_measurements
 from hardware_models.profile import load_profile
@@ -136,6 +137,18 @@ def test_a_row_per_network_from_graph_table_and_name(tmp_path: Path) -> None:
     assert asked == [("ds_cnn", "1x32x32")]
     with pytest.raises(ConfigError, match="row 3: no model 'ds_cnn' here"):
         read_measurements(path, load_profile(M4), refuse)
+
+
+def test_a_table_shipped_with_the_profiles_is_a_network(tmp_path: Path) -> None:
+    path = tmp_path / "nets.csv"
+    path.write_text("model,weight_bits,act_bits,latency_ms\nmobilenet_v1-0.25-160,4,8,70\n")
+    (found,) = read_measurements(path, load_profile(M4), refuse)
+    layers = [run for run in found.executions if isinstance(run.work, LayerShape)]
+    assert len(layers) == 28  # 1 + 13 x 2 convolutions, and the classifier
+    assert {run.weight_bits for run in layers} == {4}
+    with (MEASUREMENTS / "h743_layers_insn.csv").open(newline="") as file:
+        published = [int(row["macs"]) for row in csv.DictReader(file)]
+    assert [run.work.macs for run in layers[1:-1] if isinstance(run.work, LayerShape)] == published
 
 
 def test_the_kernel_that_was_measured_is_the_one_fitted(tmp_path: Path) -> None:
