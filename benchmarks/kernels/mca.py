@@ -28,7 +28,12 @@ from count import COLUMNS, kernels_of, row, trials
 from ddq_search.export.c.targets import TARGETS, Target
 from ddq_search.export.c.trials import Runner
 
-MODELS = {"cortex-a53": "cortex-a53", "cortex-a72": "cortex-a57", "cortex-a55": "cortex-a55", "cortex-a76": "neoverse-n1"}
+MODELS = {
+    "cortex-a53": "cortex-a53",
+    "cortex-a72": "cortex-a57",
+    "cortex-a55": "cortex-a55",
+    "cortex-a76": "neoverse-n1",
+}
 """Core → the model of llvm-mca that stands for it."""
 FAMILIES = {"cortex-a53": "neon", "cortex-a72": "neon", "cortex-a55": "neon_dot", "cortex-a76": "neon_dot"}
 OPTIMISATION = ("-O3",)

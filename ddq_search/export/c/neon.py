@@ -20,12 +20,13 @@ from ddq_search.layer_shape import LayerClass, LayerShape
 from ddq_search.packing import pack_rows, weight_bytes
 from ddq_search.precision import storage_bits
 
-PANEL_PIXELS = 48
+PANEL_PIXELS = 72
 """Output positions whose columns lie in scratch together; the weights of four channels are unpacked once for them."""
 STEP = 16
 """Codes that a tile multiplies at once: K is padded to a multiple of it, with zero activations."""
 TILE_CHANNELS = 4
-TILE_PIXELS = 4
+WIDE_PIXELS, NARROW_PIXELS = 4, 6
+"""Output positions of a tile: int32 lanes leave room for four, int16 and int8 lanes for six."""
 
 PRODUCTS: tuple[LayerClass, ...] = ("conv", "pointwise", "grouped")
 WIDTHS = (2, 4, 8)
@@ -63,20 +64,27 @@ def _up(count: int, multiple: int = 16) -> int:
 
 
 def band_bytes(shape: LayerShape) -> int:
-    """Returns the bytes of the padded input rows that one row of outputs reads, one byte per code."""
+    """Returns the bytes of the padded input rows that one row of outputs reads (a byte per code), and of pointers."""
     out_w = shape.output[1]
     if shape.kernel == shape.stride == (1, 1) and shape.padding == (0, 0) and shape.output[:2] == shape.input[:2]:
         out_w = min(shape.pixels, PANEL_PIXELS)
     columns = (out_w - 1) * shape.stride[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1
     span = (shape.kernel[0] - 1) * shape.dilation[0] + 1
-    return span * _up(columns * shape.input[2])
+    return span * _up(columns * shape.input[2]) + _up(4 * shape.kernel[0])
 
 
-def product_scratch_bytes(shape: LayerShape, weight_bits: int, input_bits: int) -> int:
-    """Band, one window, columns of a panel, unpacked weights of four channels, codes of the panel."""
-    row, most = _up(shape.row_length), min(shape.pixels, PANEL_PIXELS)
-    columns = _up(most, TILE_PIXELS) * shape.groups * row
-    return band_bytes(shape) + row + 32 + columns + TILE_CHANNELS * row + _up(most * shape.channels) + 64
+def product_scratch(tile_pixels: int) -> Callable[[LayerShape, int, int], int]:
+    """Returns the scratch of a convolution by tiles of so many positions.
+
+    It holds the band, one window, columns of a panel, unpacked weights of four channels, codes of the panel.
+    """
+
+    def scratch_bytes(shape: LayerShape, weight_bits: int, input_bits: int) -> int:
+        row, most = _up(shape.row_length), min(shape.pixels, PANEL_PIXELS)
+        columns = _up(most, tile_pixels) * shape.groups * row
+        return band_bytes(shape) + row + 32 + columns + TILE_CHANNELS * row + _up(most * shape.channels) + 64
+
+    return scratch_bytes
 
 
 def depthwise_scratch_bytes(shape: LayerShape, weight_bits: int, input_bits: int) -> int:
@@ -98,9 +106,10 @@ def one_output_per_input(shape: LayerShape) -> bool:
 
 
 def _product(name: str, weight_bits: int, activation_bits: tuple[int, ...], offset: int, bound: str) -> Kernel:
+    pixels = WIDE_PIXELS if name.endswith("w8a8") else NARROW_PIXELS
     return Kernel(
         name, "neon", "ddq_neon.c", PRODUCTS, (weight_bits,), activation_bits, offset, bound, planar_rows,
-        product_scratch_bytes,
+        product_scratch(pixels),
     )  # fmt: skip
 
 

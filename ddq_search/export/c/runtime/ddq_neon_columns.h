@@ -13,7 +13,7 @@
 #include "ddq_kernels.h"
 #include "ddq_neon_vectors.h"
 
-enum { DDQ_PANEL = 48, DDQ_STEP = 16, DDQ_TILE_CHANNELS = 4 };
+enum { DDQ_PANEL = 72, DDQ_STEP = 16, DDQ_TILE_CHANNELS = 4 };
 
 /* Bytes for codes up to the next multiple of 16. */
 static inline uint32_t ddq_up16(uint32_t bytes) { return (bytes + 15) & ~(uint32_t)15; }
@@ -23,6 +23,7 @@ typedef struct {
     const uint8_t *x;
     int8_t *rows; /* the band: `span` padded rows of `row_bytes` */
     int8_t *line; /* one window in order, where its pieces are not whole steps */
+    uint32_t *starts; /* where in the band the rows of a window begin */
     uint32_t pixels, codes, row_bytes, row_length;
     int in_h, in_w, in_c, out_w, columns, kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
     int dilation_h, dilation_w, groups, bits, offset, span, next;
@@ -61,7 +62,8 @@ static inline ddq_band ddq_band_of(const ddq_layer *layer, const uint8_t *x, uin
     b.row_bytes = ddq_up16((uint32_t)b.columns * (uint32_t)b.in_c);
     b.next = 0;
     b.rows = (int8_t *)scratch;
-    b.line = b.rows + (uint32_t)b.span * b.row_bytes;
+    b.starts = (uint32_t *)(void *)(b.rows + (uint32_t)b.span * b.row_bytes);
+    b.line = (int8_t *)b.starts + ddq_up16(4 * (uint32_t)b.kernel_h);
     return b;
 }
 
@@ -167,58 +169,77 @@ DDQ_INLINE void ddq_copy_steps(int8_t *to, uint32_t apart, const int8_t *from, u
         vst1q_s8(to, a);
         vst1q_s8(to + apart, b);
         vst1q_s8(to + 2 * apart, c);
-        DDQ_FENCE;
+        DDQ_POINTER(from);
+        DDQ_POINTER(to);
     }
     DDQ_KEEP for (; (int32_t)count > 0; count -= 16, from += 16, to += apart) {
         vst1q_s8(to, vld1q_s8(from));
-        DDQ_FENCE;
+        DDQ_POINTER(from);
+        DDQ_POINTER(to);
     }
 }
 
-/* The window of group `group` at output position (row, column): steps `apart` bytes from one to the next. */
-DDQ_INLINE void ddq_gather(const ddq_band *b, int row, int column, int group, int8_t *to, uint32_t apart) {
-    const uint32_t depth = (uint32_t)(b->in_c / b->groups);
-    const int whole = b->dilation_w == 1 && b->groups == 1;
-    const int pieces = whole ? 1 : b->kernel_w;
-    const uint32_t piece = whole ? (uint32_t)b->kernel_w * depth : depth;
-    const uint32_t pitch = (uint32_t)(b->dilation_w * b->in_c), band = (uint32_t)b->span * b->row_bytes;
-    const uint32_t start = (uint32_t)(column * b->stride_w * b->in_c) + (uint32_t)group * depth;
-    const int aligned = piece % DDQ_STEP == 0;
-    const uint32_t between = aligned ? piece / DDQ_STEP * apart : piece, step = aligned ? apart : DDQ_STEP;
+/* Where in the band the rows of the windows of output row `row` begin. */
+static inline void ddq_band_rows(const ddq_band *b, int row) {
+    const uint32_t size = (uint32_t)b->span * b->row_bytes, down = (uint32_t)b->dilation_h * b->row_bytes;
     uint32_t at = (uint32_t)(row * b->stride_h % b->span) * b->row_bytes;
-    int8_t *end = aligned ? to : b->line;
     for (int i = 0; i < b->kernel_h; i++) {
-        const int8_t *from = b->rows + at + start;
-        for (int j = 0; j < pieces; j++, from += pitch, end += between)
-            ddq_copy_steps(end, step, from, piece);
-        at += (uint32_t)b->dilation_h * b->row_bytes;
-        at -= at >= band ? band : 0;
-    }
-    if (!aligned) {
-        vst1q_s8(end, vdupq_n_s8(0));
-        ddq_copy_steps(to, apart, b->line, ddq_up16(b->row_length));
+        b->starts[i] = at;
+        at += down;
+        at -= at >= size ? size : 0;
     }
 }
 
-/* Columns of output positions first … first + count - 1, for tiles of `lanes` positions. */
-static inline void ddq_columns(ddq_band *b, int8_t *columns, uint32_t first, uint32_t count, uint32_t lanes) {
-    const uint32_t apart = lanes * DDQ_STEP, product = lanes * ddq_up16(b->row_length);
-    int row = (int)(first / (uint32_t)b->out_w), column = (int)(first % (uint32_t)b->out_w);
-    uint32_t lane = 0;
+/* Columns of output positions first … first + count - 1 for tiles of `lanes`; `whole`: one group, pieces of windows are whole steps. */
+DDQ_INLINE void ddq_columns_as(ddq_band *b, int8_t *columns, uint32_t first, uint32_t count, uint32_t lanes, int whole) {
+    const uint32_t apart = lanes * DDQ_STEP, length = ddq_up16(b->row_length), product = lanes * length;
+    const uint32_t depth = (uint32_t)(b->in_c / b->groups), pitch = (uint32_t)(b->dilation_w * b->in_c);
+    const uint32_t across = (uint32_t)(b->stride_w * b->in_c);
+    const int joined = b->dilation_w == 1 && b->groups == 1, pieces = joined ? 1 : b->kernel_w;
+    const int kernel_h = b->kernel_h, groups = b->groups, out_w = b->out_w;
+    const uint32_t piece = joined ? (uint32_t)b->kernel_w * depth : depth;
+    const uint32_t *starts = b->starts;
+    int row = (int)(first / (uint32_t)out_w), left = out_w - (int)(first % (uint32_t)out_w);
+    const int8_t *window = b->rows + first % (uint32_t)out_w * across;
+    int8_t *tile = columns;
     ddq_band_advance(b, row);
-    for (uint32_t i = 0; i < count; i++) {
-        if (column == b->out_w) {
-            column = 0;
+    ddq_band_rows(b, row);
+    for (uint32_t lane = 0; count; count--, left--, window += across) {
+        int8_t *to = tile + lane * DDQ_STEP;
+        if (left == 0) {
+            left = out_w;
+            window = b->rows;
             ddq_band_advance(b, ++row);
+            ddq_band_rows(b, row);
         }
-        for (int group = 0; group < b->groups; group++)
-            ddq_gather(b, row, column, group, columns + (uint32_t)group * product + lane * DDQ_STEP, apart);
-        column++;
+        if (whole) {
+            DDQ_KEEP for (int i = 0; i < kernel_h; i++, to += piece * lanes)
+                ddq_copy_steps(to, apart, window + starts[i], piece);
+        } else {
+            const int8_t *part = window;
+            for (int group = 0; group < groups; group++, to += product, part += depth) {
+                int8_t *end = b->line;
+                for (int i = 0; i < kernel_h; i++) {
+                    const int8_t *from = part + starts[i];
+                    for (int j = 0; j < pieces; j++, from += pitch, end += piece)
+                        ddq_copy_steps(end, DDQ_STEP, from, piece);
+                }
+                vst1q_s8(end, vdupq_n_s8(0));
+                ddq_copy_steps(to, apart, b->line, length);
+            }
+        }
         if (++lane == lanes) {
             lane = 0;
-            columns += (uint32_t)b->groups * product;
+            tile += (uint32_t)groups * product;
         }
     }
+}
+
+static inline void ddq_columns(ddq_band *b, int8_t *columns, uint32_t first, uint32_t count, uint32_t lanes) {
+    if (b->groups == 1 && b->dilation_w == 1 && b->kernel_w * b->in_c % DDQ_STEP == 0)
+        ddq_columns_as(b, columns, first, count, lanes, 1);
+    else
+        ddq_columns_as(b, columns, first, count, lanes, 0);
 }
 
 /* 16 bytes of packed weights as `8 / bits` planes of 16 codes. */
@@ -252,11 +273,24 @@ DDQ_INLINE void ddq_unpack_planes(int8_t *to, uint32_t apart, const uint8_t *fro
                                   uint32_t length, int bits) {
     const uint32_t each = 8 / (uint32_t)bits;
     int8x16_t plane[4];
-    DDQ_KEEP for (; length >= 16 * each; length -= 16 * each, from += 16, to += each * apart) {
+    DDQ_KEEP for (; length >= 32 * each; length -= 32 * each, from += 32, to += 2 * each * apart) {
+        int8x16_t more[4];
+        ddq_planes(plane, vld1q_s8((const int8_t *)from), bits);
+        ddq_planes(more, vld1q_s8((const int8_t *)from + 16), bits);
+        DDQ_UNROLL for (uint32_t i = 0; i < each; i++)
+            vst1q_s8(to + i * apart, plane[i]);
+        DDQ_UNROLL for (uint32_t i = 0; i < each; i++)
+            vst1q_s8(to + (each + i) * apart, more[i]);
+        DDQ_POINTER(from);
+        DDQ_POINTER(to);
+    }
+    if (length >= 16 * each) {
         ddq_planes(plane, vld1q_s8((const int8_t *)from), bits);
         DDQ_UNROLL for (uint32_t i = 0; i < each; i++)
             vst1q_s8(to + i * apart, plane[i]);
-        DDQ_FENCE;
+        length -= 16 * each;
+        from += 16;
+        to += each * apart;
     }
     if (length) {
         int8_t tail[80];

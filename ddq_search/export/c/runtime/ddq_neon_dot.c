@@ -3,11 +3,11 @@
 
 void ddq_neon_dot_product(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch) {
     if (layer->w_bits == 8)
-        ddq_product(layer, x, y, scratch, DDQ_DOT, 4, 1, 8, 128);
+        ddq_product(layer, x, y, scratch, DDQ_DOT, 1, 8, 128);
     else if (layer->w_bits == 4)
-        ddq_product(layer, x, y, scratch, DDQ_DOT, 4, 1, 4, 128);
+        ddq_product(layer, x, y, scratch, DDQ_DOT, 1, 4, 128);
     else
-        ddq_product(layer, x, y, scratch, DDQ_DOT, 4, 1, 2, 128);
+        ddq_product(layer, x, y, scratch, DDQ_DOT, 1, 2, 128);
 }
 
 /* 8-bit weights: two products per int16 lane; 4 and 2 bits: 36 and 255 taps. */

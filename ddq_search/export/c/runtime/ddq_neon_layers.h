@@ -7,16 +7,16 @@
 #include "ddq_neon_outputs.h"
 #include "ddq_neon_tiles.h"
 
-/* A convolution. `kind`, `lanes` (positions per tile, 4 or 6), `block` (steps), `bits` and `offset` are constants.
+/* A convolution. `kind`, `block` (steps), `bits` and `offset` are constants.
  * Scratch: band | line | columns | weights of four channels | codes of a panel. */
-DDQ_INLINE void ddq_product(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch, int kind,
-                            uint32_t lanes, int block, int bits, int offset) {
+DDQ_INLINE void ddq_product(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch, int kind, int block,
+                            int bits, int offset) {
     ddq_band band = ddq_band_of(layer, x, scratch, offset);
     const ddq_range range = ddq_range_of(layer);
     const uint32_t length = band.row_length, row = ddq_up16(length), channels = layer->out_c, groups = layer->groups;
     const uint32_t most = band.pixels < DDQ_PANEL ? band.pixels : DDQ_PANEL;
-    const uint32_t pitch = groups * lanes * row;
-    const int rows = (int)(channels / groups), steps = (int)(row / DDQ_STEP), xs = (int)lanes * DDQ_STEP;
+    const uint32_t lanes = ddq_tile_pixels(kind), product = lanes * row, pitch = groups * product;
+    const int rows = (int)(channels / groups), steps = (int)(row / DDQ_STEP);
     int8_t *columns = band.line + row + 32;
     int8_t *weights = columns + (most + lanes - 1) / lanes * pitch;
     uint8_t *codes = (uint8_t *)weights + DDQ_TILE_CHANNELS * row;
@@ -27,23 +27,13 @@ DDQ_INLINE void ddq_product(const ddq_layer *layer, const uint8_t *x, uint8_t *y
         for (uint32_t group = 0; group < groups; group++) {
             for (int c = 0; c < rows; c += DDQ_TILE_CHANNELS) {
                 const int channel = (int)group * rows + c, valid = rows - c < 4 ? rows - c : 4;
-                const int8_t *tile = columns + group * lanes * row;
-                uint8_t *to = out + channel;
-                ddq_weights(layer, length, channel, valid, weights, bits);
+                const int8_t *tile = columns + group * product;
                 const ddq_scales scales = ddq_scales_of(layer, channel);
-                int left = (int)count;
-                DDQ_KEEP for (; left > (lanes == 6 ? 4 : 0); left -= (int)lanes, tile += pitch) {
-                    int32x4_t sum[6];
-                    ddq_tile(kind, (int)lanes, sum, tile, xs, weights, steps, block);
-                    ddq_finish((int)lanes, sum, &scales, &range, to, channels, left < (int)lanes ? left : (int)lanes,
-                               valid);
-                    to += lanes * channels;
-                }
-                if (lanes == 6 && left > 0) {
-                    int32x4_t sum[6];
-                    ddq_tile(kind, 4, sum, tile, xs, weights, steps, block);
-                    ddq_finish(4, sum, &scales, &range, to, channels, left, valid);
-                }
+                int32_t sums[DDQ_PANEL * DDQ_TILE_CHANNELS], *to = sums;
+                ddq_weights(layer, length, channel, valid, weights, bits);
+                DDQ_KEEP for (int left = (int)count; left > 0; left -= (int)lanes, tile += pitch, to += 4 * lanes)
+                    ddq_tile(kind, to, tile, weights, steps, block);
+                ddq_finish(sums, &scales, &range, out + channel, channels, (int)count, valid);
             }
         }
         if (layer->out_bits != 8)
@@ -244,11 +234,11 @@ DDQ_INLINE void ddq_linear(const ddq_layer *layer, const uint8_t *x, uint8_t *y,
             const ddq_scales scales = ddq_scales_of(layer, c);
             const int valid = channels - c < 4 ? channels - c : 4;
             const uint8_t *from[4];
-            int32x4_t sum;
+            int32_t sum[16] = {0};
             DDQ_UNROLL for (int i = 0; i < 4; i++)
                 from[i] = layer->weights + (uint32_t)(c + (i < valid ? i : valid - 1)) * bytes;
-            sum = ddq_linear_rows(line, from, last, bytes, bits, dot);
-            ddq_finish(1, &sum, &scales, &range, to + c, (uint32_t)channels, 1, valid);
+            vst1q_s32(sum, ddq_linear_rows(line, from, last, bytes, bits, dot));
+            ddq_finish(sum, &scales, &range, to + c, (uint32_t)channels, 1, valid);
         }
         if (layer->out_bits != 8)
             ddq_pack(y, pixel * (uint32_t)channels, codes, (uint32_t)channels, layer->out_bits);

@@ -77,39 +77,52 @@ DDQ_INLINE uint8x16_t ddq_codes(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t
     return vminq_u8(vmaxq_u8(vqmovun_high_s16(vqmovun_s16(low), high), range->low), range->high);
 }
 
-/* `count` <= 4 codes of each of `pixels` <= P positions, `apart` bytes from one to the next. */
-DDQ_INLINE void ddq_finish(int P, const int32x4_t *sum, const ddq_scales *s, const ddq_range *range, uint8_t *to,
-                           uint32_t apart, int pixels, int count) {
-    int32x4_t value[8];
-    uint8_t code[32];
-    if (range->rounding == DDQ_DOUBLE) {
-        DDQ_UNROLL for (int p = 0; p < P; p++)
-            value[p] = ddq_scale(sum[p], s, DDQ_DOUBLE);
-    } else {
-        DDQ_UNROLL for (int p = 0; p < P; p++)
-            value[p] = ddq_scale(sum[p], s, DDQ_SINGLE);
+/* Sixteen codes: four channels of four positions. */
+DDQ_INLINE uint8x16_t ddq_requantized(const int32_t *sum, const ddq_scales *s, const ddq_range *range, int rounding) {
+    int32x4_t value[4];
+    DDQ_UNROLL for (int p = 0; p < 4; p++)
+        value[p] = ddq_scale(vld1q_s32(sum + 4 * p), s, rounding);
+    return ddq_codes(value[0], value[1], value[2], value[3], range);
+}
+
+DDQ_INLINE void ddq_store_codes(uint8_t *to, uint32_t apart, uint8x16_t codes) {
+    DDQ_STORE4(to, codes, 0);
+    DDQ_STORE4(to + apart, codes, 1);
+    DDQ_STORE4(to + 2 * apart, codes, 2);
+    DDQ_STORE4(to + 3 * apart, codes, 3);
+}
+
+DDQ_INLINE void ddq_finish_as(const int32_t *sum, const ddq_scales *s, const ddq_range *range, uint8_t *to,
+                              uint32_t apart, int pixels, int count, int rounding) {
+    uint8x16_t codes[3];
+    uint8_t few[16];
+    DDQ_KEEP for (; pixels >= 12 && count == 4; pixels -= 12, sum += 48, to += 12 * apart) {
+        DDQ_UNROLL for (int i = 0; i < 3; i++)
+            codes[i] = ddq_requantized(sum + 16 * i, s, range, rounding);
+        DDQ_UNROLL for (uint32_t i = 0; i < 3; i++)
+            ddq_store_codes(to + 4 * i * apart, apart, codes[i]);
     }
-    const uint8x16_t first = ddq_codes(value[0], value[P > 1 ? 1 : 0], value[P > 2 ? 2 : 0], value[P > 2 ? 3 : 0], range);
-    const uint8x16_t second = P > 4 ? ddq_codes(value[P > 4 ? 4 : 0], value[P > 4 ? 5 : 0], value[0], value[0], range) : first;
-    if (pixels == P && count == 4) {
-        DDQ_STORE4(to, first, 0);
-        if (P > 1)
-            DDQ_STORE4(to + apart, first, 1);
-        if (P > 2)
-            DDQ_STORE4(to + 2 * apart, first, 2);
-        if (P > 2)
-            DDQ_STORE4(to + 3 * apart, first, 3);
-        if (P > 4)
-            DDQ_STORE4(to + 4 * apart, second, 0);
-        if (P > 4)
-            DDQ_STORE4(to + 5 * apart, second, 1);
-        return;
+    DDQ_KEEP for (; pixels > 0; pixels -= 4, sum += 16, to += 4 * apart) {
+        codes[0] = ddq_requantized(sum, s, range, rounding);
+        if (pixels >= 4 && count == 4) {
+            ddq_store_codes(to, apart, codes[0]);
+            continue;
+        }
+        vst1q_u8(few, codes[0]);
+        DDQ_KEEP for (int p = 0; p < (pixels < 4 ? pixels : 4); p++)
+            DDQ_KEEP for (int c = 0; c < count; c++)
+                to[(uint32_t)p * apart + (uint32_t)c] = few[4 * p + c];
     }
-    vst1q_u8(code, first);
-    vst1q_u8(code + 16, second);
-    DDQ_KEEP for (int p = 0; p < pixels; p++)
-        DDQ_KEEP for (int c = 0; c < count; c++)
-            to[(uint32_t)p * apart + (uint32_t)c] = code[4 * p + c];
+}
+
+/* Codes of `count` <= 4 channels of `pixels` positions from sums [position][4], the last four rounded up;
+ * `apart` bytes lie from one position's codes to the next. */
+static inline void ddq_finish(const int32_t *sum, const ddq_scales *s, const ddq_range *range, uint8_t *to,
+                              uint32_t apart, int pixels, int count) {
+    if (range->rounding == DDQ_DOUBLE)
+        ddq_finish_as(sum, s, range, to, apart, pixels, count, DDQ_DOUBLE);
+    else
+        ddq_finish_as(sum, s, range, to, apart, pixels, count, DDQ_SINGLE);
 }
 
 DDQ_INLINE uint8x16_t ddq_pack_chunk(const uint8_t *codes, int bits) {

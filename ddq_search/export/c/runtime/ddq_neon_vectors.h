@@ -18,9 +18,15 @@
 #define DDQ_INLINE static inline __attribute__((always_inline))
 /* Keeps loads of one step behind those of the step before: compilers that merge or hoist them run out of registers. */
 #define DDQ_FENCE __asm__ volatile("" ::: "memory")
+/* Keeps the loads of four vectors together and before their uses: in-order cores wait less. */
+#define DDQ_LOADED(v) __asm__ volatile("" : "+w"((v)[0]), "+w"((v)[1]), "+w"((v)[2]), "+w"((v)[3])::"memory")
+/* Keeps an increment of a pointer out of the addressing mode of the access before: in-order cores wait less. */
+#define DDQ_POINTER(p) __asm__ volatile("" : "+r"(p)::"memory")
 #else
 #define DDQ_INLINE static inline
 #define DDQ_FENCE (void)0
+#define DDQ_POINTER(p) (void)0
+#define DDQ_LOADED(v) (void)0
 #endif
 
 #if DDQ_NEON && defined(__clang__)
@@ -77,6 +83,7 @@ DDQ_LANES(int8x16_t, vdupq_n_s8, (int8_t x), 16, x)
 DDQ_LANES(int16x8_t, vdupq_n_s16, (int16_t x), 8, x)
 DDQ_LANES(int32x4_t, vdupq_n_s32, (int32_t x), 4, x)
 static inline void vst1q_s8(int8_t *y, int8x16_t a) { memcpy(y, a.v, 16); }
+static inline void vst1q_s32(int32_t *y, int32x4_t a) { memcpy(y, a.v, 16); }
 static inline void vst1q_u8(uint8_t *y, uint8x16_t a) { memcpy(y, a.v, 16); }
 static inline void vst2q_u8(uint8_t *y, uint8x16x2_t a) {
     for (int i = 0; i < 32; i++)
