@@ -54,7 +54,8 @@ def _interleaved(rows: NDArray[np.int64], bits: int) -> bytes:
     # Bit of code i of quad u: the lanes pair i with i + 2.
     place = 8 * code if bits == 8 else 2 * bits * unit + 16 * (code >> 1) + bits * (code & 1)
     packed = ((words & ((1 << bits) - 1)) << place).sum((1, 2))
-    return packed.astype("<u4").tobytes() + _plain(rows[:, whole:], bits)
+    data: bytes = packed.astype("<u4").tobytes()
+    return data + _plain(rows[:, whole:], bits)
 
 
 def _plain(rows: NDArray[np.int64], bits: int) -> bytes:

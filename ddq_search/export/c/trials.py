@@ -31,7 +31,7 @@ from ddq_search.packing import activation_bytes, pack_rows, row_bytes, unpack_ro
 from ddq_search.precision import activation_code_range, weight_code_range
 
 BOARDS = RUNTIME / "boards"
-SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DDDQ_TRIAL_GUARD=0")
+SANITIZERS = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DDDQ_TRIAL_GUARD=0")
 """Flags of a host build that stops at the first byte too far or undefined operation."""
 
 Integers = NDArray[np.int64]
