@@ -38,10 +38,10 @@ PROFILES = {
 _FAMILIES = {
     "little": ("cortex-a53", "cortex-a7", "cortex-a5"),
     "a55": ("cortex-a55",),
-    "dot product": ("cortex-a76", "cortex-a78", "cortex-a720", "cortex-x", "kryo4", "neoverse", "taishan", "oryon"),
+    "dot product": ("cortex-a76", "cortex-a78", "cortex-a720", "cortex-x", "neoverse", "taishan", "oryon"),
     "apple": ("apple",),
 }
-"""Family → beginnings of core names; all others are big cores of ARMv8.0 and ARMv7."""
+"""Family → beginnings of `group`; all others are big cores of ARMv8.0 and ARMv7."""
 _CORTEX = ("cortex", "kryo")
 
 
@@ -56,7 +56,7 @@ def group(board: Board) -> str:
 def family(board: Board) -> str:
     """Returns the family of cores whose boards share a mean."""
     for name, beginnings in _FAMILIES.items():
-        if any(_is(board.core, beginning) for beginning in beginnings):
+        if any(_is(group(board), beginning) for beginning in beginnings):
             return name
     return "big"
 

@@ -41,7 +41,7 @@ def checks() -> list[Check]:
             ("leave one network out", lambda reading: reading.network),
             ("leave one family and width out", family),
         ):
-            points = tuple(_held_out(readings, key))
+            points = tuple(held_out(readings, key))
             sweep = tuple(point for point in points if point.case.startswith("mobilenet_v1"))
             asked, profiles = (BAR_PCT, (PIXEL_3,)) if bits == 8 else (None, ())
             what = f"{label} networks"
@@ -55,7 +55,8 @@ def family(reading: Reading) -> str:
     return reading.network.rpartition("-")[0] or reading.network
 
 
-def _held_out(readings: Sequence[Reading], key: Callable[[Reading], str]) -> list[Point]:
+def held_out(readings: Sequence[Reading], key: Callable[[Reading], str]) -> list[Point]:
+    """Returns every reading beside its prediction from readings with another key."""
     counts, times = PHONE.design([reading.network for reading in readings]), _times(readings)
     keys = np.array([key(reading) for reading in readings])
     predicted = np.empty(len(readings))
