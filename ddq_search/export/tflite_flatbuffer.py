@@ -24,7 +24,7 @@ CONSTANT_ALIGNMENT = 16
 """Bytes; ``force_align`` of a buffer's data in the schema."""
 
 INT2 = 19
-"""TensorType of 2-bit integers: in LiteRT's schema since 2.1, not yet in the package's."""
+"""TensorType of 2-bit integers: in the schema of LiteRT 2.3, not yet in the package's."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ class ProgramGraph:
         shape = self.shape(x)
         if y is None:
             y = self.codes(name, label, tuple(shape[i] for i in order))
-        return self.operator("TRANSPOSE", [x, self.integers(f"{label}/order", order)], y, "TransposeOptions", 2)
+        axes = self.integers(f"{label}/order", order)
+        return self.operator("TRANSPOSE", [x, axes], y, "TransposeOptions", {5: 4, 6: 6}.get(len(shape), 2))
 
     def reshaped(self, x: int, name: str, label: str, shape: tuple[int, ...]) -> int:
         """Adds a reshape to ``shape`` (batch left out), into a tensor called ``label`` or the step's own."""
@@ -142,7 +143,9 @@ class ProgramGraph:
             begin[axis], end[axis], mask = start, stop, mask & ~(1 << axis)
         bounds = [self.integers(f"{label}/{word}", v) for word, v in (("begin", begin), ("end", end))]
         steps = self.integers(f"{label}/steps", [1] * rank)
-        self.operator("STRIDED_SLICE", [x, *bounds, steps], y, "StridedSliceOptions", 2, BeginMask=mask, EndMask=mask)
+        version = 2 if rank <= 4 else 4
+        inputs = [x, *bounds, steps]
+        self.operator("STRIDED_SLICE", inputs, y, "StridedSliceOptions", version, BeginMask=mask, EndMask=mask)
 
     def pool(self, code: str, x: int, y: int, kernel: tuple[int, int], stride: tuple[int, int], scheme: str) -> None:
         """Adds a pool, ``scheme`` SAME or VALID."""
