@@ -116,7 +116,8 @@ class SearchConfig(_Section):
     """How the joint search spreads its points, and how gradients are estimated.
 
     When fewer than ``front_points`` of the points within the budgets end on the front, up to ``extra_points`` more
-    policies are fine-tuned in its gaps. ``solve_steps`` are the gate steps of a solve from a trained supernet.
+    policies are fine-tuned in its gaps. ``baselines`` are further ways of choosing policies that the search is compared
+    with at equal training. ``solve_steps`` are the gate steps of a solve from a trained supernet.
     """
 
     points: Positive = 16
@@ -124,6 +125,7 @@ class SearchConfig(_Section):
     extra_points: Annotated[int, Field(ge=0)] = 16
     relaxed_points: Annotated[int, Field(ge=0)] = 4
     uniform: tuple[tuple[int, int], ...] = ((8, 8), (4, 8), (4, 4), (2, 8), (2, 2))
+    baselines: tuple[Literal["random", "greedy", "ilp"], ...] = ()
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     gate_start: Annotated[float, Field(gt=-1, lt=1)] = 0.6
     solve_steps: Positive = 100

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from ddq_search.baselines import run_baselines
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
 from ddq_search.record import RunDirectory
@@ -29,4 +30,7 @@ def search(problem: Problem, record: RunDirectory, progress: Progress | None = N
     begin(problem, record, progress)
     stages = Stages(problem, record, progress)
     teacher = stages.train_float()
-    return stages.conclude(stages.train_jointly(teacher), teacher)
+    front = stages.conclude(stages.train_jointly(teacher), teacher)
+    if problem.config.search.baselines:
+        run_baselines(stages, teacher, problem.config.search.baselines)
+    return front

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -252,25 +252,44 @@ class Stages:
 
     def finetune(self, policy: Policy, supernet: Supernet, teacher: Supernet) -> Candidate:
         """Fine-tunes one policy from the supernet's weights; returns it with its validation figures."""
+        settings = self.settings
+
+        def prepare(net: Supernet) -> None:
+            own = {k: v for k, v in supernet.state_dict().items() if not k.startswith("gates.")}
+            net.load_state_dict(own, strict=False)
+            net.set_policy(policy.bits)
+            net.reestimate_norms(inputs(self.problem, settings.norm_batches))
+
+        rates = (settings.finetune_rate, settings.step_rate / 3)
+        return self._trained("finetune", policy, prepare, teacher, settings.finetune_epochs, rates)
+
+    def train_policy(self, policy: Policy, teacher: Supernet, epochs: int) -> Candidate:
+        """Trains one policy from the float model, without any search; returns it with its validation figures."""
+
+        def prepare(net: Supernet) -> None:
+            net.model.load_state_dict(teacher.model.state_dict())
+            net.calibrate(inputs(self.problem, self.settings.calibration_batches))
+            net.set_policy(policy.bits)
+
+        rates = (self.settings.joint_rate, self.settings.step_rate)
+        return self._trained("alone", policy, prepare, teacher, epochs, rates)
+
+    def _trained(
+        self, kind: str, policy: Policy, prepare: Callable[[Supernet], None], teacher: Supernet, epochs: int,
+        rates: tuple[float, float],
+    ) -> Candidate:  # fmt: skip
         name = f"policy-{policy.name}"
         net = self._in_layout(self.problem.supernet())
         finished = self.record.load_checkpoint(name)
         if finished is not None:
             self.record.restore(name, net, finished[0])
             return Candidate(policy, net, Measure(finished[1]["loss"], finished[1]["score"]))
-        own = {k: v for k, v in supernet.state_dict().items() if not k.startswith("gates.")}
-        net.load_state_dict(own, strict=False)
-        net.set_policy(policy.bits)
-        norm_batches = self.settings.norm_batches
-        net.reestimate_norms(inputs(self.problem, norm_batches))
-        phase = self._weights_phase(
-            f"tuning-{policy.name}", net, self.settings.finetune_epochs, self.settings.finetune_rate, teacher
-        )
-        steps = torch.optim.Adam(net.quantizers.parameters())
-        phase.kind, phase.point = "finetune", policy.name
-        phase.optimizers.append((steps, self.settings.step_rate / 3))
+        prepare(net)
+        phase = self._weights_phase(f"tuning-{policy.name}", net, epochs, rates[0], teacher)
+        phase.kind, phase.point = kind, policy.name
+        phase.optimizers.append((torch.optim.Adam(net.quantizers.parameters()), rates[1]))
         self._train(phase)
-        net.reestimate_norms(inputs(self.problem, norm_batches))
+        net.reestimate_norms(inputs(self.problem, self.settings.norm_batches))
         result = evaluate_policy(self.problem, net, policy, "validation")
         self.record.save_checkpoint(name, net.state_dict(), {"loss": result.loss, "score": result.score})
         self.record.remove_checkpoint(phase.name)

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ddq_search.errors import RunError
-from reports import front
+from reports import baselines, front
 from reports.bits import short
 from reports.hypervolume import Reference, hypervolume
 from reports.page import plain, render_page, write_page
@@ -173,6 +173,7 @@ def build_comparison(runs: Sequence[Path | str], out: Path | str) -> Path:
         costs=[(cost.name, cost.axis(calibrated)) for cost in COSTS.values()],
         qualities=[("val_loss", "validation loss"), ("val_score", "validation score")],
         volumes=_volume_rows(volumes, calibrated),
+        verdict=baselines.sentences(records),
     )  # fmt: skip
     return write_page(Path(out), html)
 

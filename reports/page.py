@@ -21,7 +21,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ddq_search.errors import RunError
-from reports import bits, costs, front, run_facts, training, verdict
+from reports import baselines, bits, costs, front, run_facts, training, verdict
 from reports.palette import BIT_COLORS, COSTS, NO_BITS, bit_color, label, number
 from reports.record import POINT_COLUMNS, RunRecord, load_run
 
@@ -50,7 +50,7 @@ def render(record: RunRecord) -> str:
         page_data(record, points),
         title=f"{record.front['model']} on {record.device['name']}",
         subtitle=record.title,
-        verdict=verdict.sentences(record),
+        verdict=[*verdict.sentences(record), *baselines.sentences([record])],
         proof=run_facts.proof(record),
         calibration=None if record.calibrated else str(record.device.get("calibration") or "uncalibrated"),
         costs=[(cost.name, cost.title, cost.axis(record.calibrated)) for cost in COSTS.values()],

@@ -7,7 +7,8 @@ Units as in the files: seconds and bytes. One row per
 * ``operations``: (point, operation in schedule order), with its latency and flash bytes;
 * ``live``: (point, step of the schedule), with the bytes alive during it;
 * ``history``: epoch of any phase; ``gates``: (history row, variable, candidate), with its probability;
-* ``variables``: variable of the search space, with the layers or tensors it covers.
+* ``variables``: variable of the search space, with the layers or tensors it covers;
+* ``baselines``: policy of another way of choosing (``kind``), with its loss, score and costs; maybe none.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class RunRecord:
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     verifications: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    baselines: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def task(self) -> Mapping[str, Any]:
@@ -124,6 +126,7 @@ def load_run(path: Path | str) -> RunRecord:
             verifications={
                 file.parent.name: _read(file, json.loads) for file in sorted(path.glob("export/*/verification.json"))
             },
+            baselines=_baselines(path / "baselines.json"),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else str(error)
@@ -173,6 +176,14 @@ def _check_front(file: Path, front: Any) -> None:
         raise _broken(file, "two points have the same name")
     if front.get("best") is not None and front["best"] not in names:
         raise _broken(file, f"best policy {front['best']!r} is not among the points")
+
+
+def _baselines(file: Path) -> pd.DataFrame:
+    if not file.exists():
+        return pd.DataFrame()
+    points = _read(file, json.loads)["points"]
+    columns = ("name", "kind", "val_loss", "val_score", "latency_s", "flash_bytes", "peak_ram_bytes")
+    return pd.DataFrame([{key: point[key] for key in columns} for point in points])
 
 
 def _json_lines(text: str) -> list[dict[str, Any]]:

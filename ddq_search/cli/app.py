@@ -93,10 +93,15 @@ def search(
     set_: Settings = None,
     out: Annotated[Path | None, typer.Option("--out", help="run directory [default: runs/first]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="also train random, greedy and ILP policies, for the verdict")
+    ] = False,
 ) -> None:
     """Searches policies under budgets: float training, joint search, fine-tuning, front."""
     from ddq_search.cli import runs
 
+    if baselines:
+        set_ = [*(set_ or ()), 'search.baselines=["random", "greedy", "ilp"]']
     flags = _flags(model, weights, data, device, latency, flash, peak_ram, seed)
     runs.search(config, flags, pin, set_, out, resume=resume)
 
