@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -21,10 +22,11 @@ from ddq_search.space import build_space
 from ddq_search.trace import trace
 from hardware_models.calibrated_profile import calibrated, extrapolations
 from hardware_models.calibration import fit
-from hardware_models.cmsis_nn import counted_layers
+from hardware_models.cmsis_nn import MEASUREMENTS, counted_layers
 from hardware_models.engine import Rate
 from hardware_models.executions import Execution, Measurement, executions_of
 from hardware_models.model import ArmCostModel
+from hardware_models.networks import load_network
 from hardware_models.pricing import Pricer
 from hardware_models.profile import DeviceProfile, list_profiles, load_profile
 from hardware_models.profile_file import write_profile
@@ -147,6 +149,26 @@ def test_many_measurements_find_the_classes() -> None:
         assert many.factors[Coefficient("kernel", kernels[name], largest)] == pytest.approx(
             UNEVEN[layer_class], rel=0.2
         )
+
+
+def published_layers() -> list[Measurement]:
+    """Cycles of 26 layers of MobileNetV1-0.25-160 measured on a NUCLEO-H743ZI at 400 MHz."""
+    with (MEASUREMENTS / "h743_layers_insn.csv").open(newline="") as file:
+        cycles = [float(row["measured_cycles_stm32h743"]) for row in csv.DictReader(file)]
+    layers = [run for run in load_network("mobilenet_v1-0.25-160") if isinstance(run.work, LayerShape)]
+    return [Measurement(r.name, c / 400e6, (r,)) for r, c in zip(layers[1:-1], cycles, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("base", "error_pct"),
+    [("cortex-m7-stm32h743-cmsis-nn", 5), (M4, 5), ("cortex-a53-rpi3-xnnpack", 10)],
+)
+def test_published_layers_of_a_real_board_are_predicted_when_left_out(base: str, error_pct: float) -> None:
+    """18 distinct layers, from profiles of another kernel library, of another core, and of another world."""
+    result = fit(load_profile(base), published_layers())
+    assert result.distinct == 18
+    assert result.error_pct is not None
+    assert result.error_pct <= error_pct
 
 
 def test_repetitions_are_held_out_together() -> None:

@@ -44,7 +44,7 @@ def inspect(
     counts = device_free.totals(problem.graph)
     tell(f"{counts[device_free.MACS]:,} multiply-accumulates, {counts[device_free.PARAMETERS]:,} weights")
     tell(f"uniform 8 bit: {totals}")
-    _tell_trust(problem)
+    tell_trust(problem)
     for pattern in problem.space.unused_rules:
         tell(f"pin {pattern!r} matched nothing")
     if json_out:
@@ -65,10 +65,10 @@ def price(run: Path, policy: str) -> None:
     for row in assembly.price_lines(problem, chosen):
         table.add_row(*row)
     console.print(table)
-    _tell_trust(problem)
+    tell_trust(problem)
 
 
-def _tell_trust(problem: Problem) -> None:
+def tell_trust(problem: Problem) -> None:
     """Says how far latencies can be trusted, and where the model leaves the shapes that the profile was fitted to."""
     from hardware_models.calibrated_profile import extrapolations
     from hardware_models.model import ArmCostModel
@@ -115,6 +115,7 @@ def evaluate(run: Path, policy: str, split: str) -> None:
 
 def devices(name: str | None, *, validate: bool = False) -> None:
     """Lists the device profiles, prints one, or compares one or all with published figures."""
+    from hardware_models.plugin import load, registered
     from hardware_models.profile import list_profiles, load_profile
 
     if validate:
@@ -130,6 +131,9 @@ def devices(name: str | None, *, validate: bool = False) -> None:
         error = "" if found.held_out_error_pct is None else f"{found.held_out_error_pct:.1f} %"
         trusted = error if found.status == "calibrated" else f"{error} uncalibrated".strip()
         table.add_row(profile.name, profile.core, profile.runtime, trusted, found.statement)
+    for model in map(load, registered().values()):
+        status, _, statement = model.calibration.partition(": ")
+        table.add_row(model.name, str(getattr(model, "core", "")), "registered cost model", status, statement)
     console.print(table)
 
 

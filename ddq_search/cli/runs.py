@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddq_search.budget import show
 from ddq_search.cli import assembly
+from ddq_search.cli.lookups import tell_trust
 from ddq_search.cli.output import console, resumable, tell, writing
 from ddq_search.cli.progress import progress_for
 from ddq_search.cli.settings import read_config
-from ddq_search.cli.tables import front_table, trial_table
+from ddq_search.cli.tables import front_table, price_text, trial_table
 from ddq_search.config import BudgetConfig, RunConfig, load_config
+from ddq_search.cost import LATENCY
 from ddq_search.discrete import DiscreteNetwork
 from ddq_search.errors import ConfigError, RunError, VerificationError
 from ddq_search.export.c.proof import CReport
@@ -103,11 +104,13 @@ def solved_config(run: Path, flags: Mapping[str, Any], settings: list[str] | Non
 def _tell_best(front: Front, document: Mapping[str, Any]) -> None:
     best = front.point("best")
     delta = best.validation.score - front.float_validation.score
+    problem = front.problem
+    latency = price_text(LATENCY, best.price[LATENCY], document["reference"], problem.device.calibration)
     tell(
-        f"best: {front.best}, validation {best.validation.score:.2f} {front.problem.task.unit} ({delta:+.2f} against "
-        f"float32 of equal epochs), latency {show('latency_s', best.price['latency_s'], document['reference'])}"
+        f"best: {front.best}, validation {best.validation.score:.2f} {problem.task.unit} ({delta:+.2f} against "
+        f"float32 of equal epochs), latency {latency}"
     )
-    tell(f"latency is {front.problem.device.calibration}")
+    tell_trust(problem)
 
 
 def tune(
