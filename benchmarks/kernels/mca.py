@@ -60,7 +60,9 @@ class Block:
 
 def target(core: str, compiler: str) -> Target:
     """Returns AArch64 Linux with the core's code generation (``-mcpu``)."""
-    base = TARGETS["aarch64-dot" if FAMILIES[core] == "neon_dot" else "aarch64"]
+    base = TARGETS["aarch64"]
+    emulator = ("qemu-aarch64", "-cpu", "cortex-a76" if FAMILIES[core] == "neon_dot" else "cortex-a53")
+    base = replace(base, emulator=emulator)
     tune = f"-mcpu={core}"
     if compiler.startswith("clang"):
         return replace(
@@ -80,8 +82,8 @@ def blocks(elf: Path, executed: set[int]) -> list[Block]:
         if header is None:
             continue
         code = [(int(m[1], 16), m[2].replace("\t", " ")) for m in map(_LINE.match, part.splitlines()) if m]
-        if code and any(address in executed for address, _ in code):
-            found += _split(header[2], code)
+        if any(address in executed for address, _ in code):
+            found += [block for block in _split(header[2], code) if block.address in executed]
     return found
 
 

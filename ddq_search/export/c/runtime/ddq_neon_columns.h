@@ -90,17 +90,22 @@ DDQ_INLINE void ddq_expand_chunk(int8_t *to, uint8x16_t packed, int bits, uint8x
 /* Whole bytes, at least one chunk of 16: chunks, the last one overlapping the one before. */
 DDQ_INLINE void ddq_expand_bytes(int8_t *to, const uint8_t *from, uint32_t bytes, int bits, uint8x16_t minus) {
     const uint32_t each = 8 / (uint32_t)bits;
-    uint32_t done = 0;
-    DDQ_KEEP for (; done + 64 <= bytes; done += 64) {
-        DDQ_UNROLL for (uint32_t i = 0; i < 64; i += 16)
-            ddq_expand_chunk(to + (done + i) * each, vld1q_u8(from + done + i), bits, minus);
-        DDQ_FENCE;
+    uint8x16_t packed[4];
+    DDQ_KEEP for (; bytes >= 64; bytes -= 64, from += 64, to += 64 * each) {
+        DDQ_UNROLL for (int i = 0; i < 4; i++)
+            packed[i] = vld1q_u8(from + 16 * i);
+        DDQ_UNROLL for (uint32_t i = 0; i < 4; i++)
+            ddq_expand_chunk(to + 16 * i * each, packed[i], bits, minus);
+        DDQ_POINTER(from);
+        DDQ_POINTER(to);
     }
-    DDQ_KEEP for (; done < bytes; done += 16) {
-        const uint32_t at = done + 16 <= bytes ? done : bytes - 16;
-        ddq_expand_chunk(to + at * each, vld1q_u8(from + at), bits, minus);
-        DDQ_FENCE;
+    DDQ_KEEP for (; bytes >= 16; bytes -= 16, from += 16, to += 16 * each) {
+        ddq_expand_chunk(to, vld1q_u8(from), bits, minus);
+        DDQ_POINTER(from);
+        DDQ_POINTER(to);
     }
+    if (bytes)
+        ddq_expand_chunk(to - (16 - bytes) * each, vld1q_u8(from - (16 - bytes)), bits, minus);
 }
 
 /* `count` codes from code `first` of a packed tensor, minus `offset`; reads and writes nothing beyond them. */

@@ -41,56 +41,117 @@ DDQ_INLINE void ddq_product(const ddq_layer *layer, const uint8_t *x, uint8_t *y
     }
 }
 
-/* Sums of four positions x 16 channels over `taps` taps; `at` holds their offsets in the band. */
+/* One tap of four positions. */
+DDQ_INLINE void ddq_depthwise_load(int8x16_t *v, const int8_t *u, uint32_t apart) {
+    v[0] = vld1q_s8(u);
+    v[1] = vld1q_s8(u + apart);
+    v[2] = vld1q_s8(u + 2 * apart);
+    v[3] = vld1q_s8(u + 3 * apart);
+    DDQ_LOADED(v);
+}
+
+/* Sums of four positions x 16 channels over `taps` taps, two at a time; `at` holds their offsets in the band. */
 DDQ_INLINE void ddq_depthwise_wide(int32x4_t sum[][4], const int8_t *x, uint32_t apart, const uint32_t *at,
                                    const int8_t *w, uint32_t channels, int taps) {
     DDQ_UNROLL for (int p = 0; p < 4; p++)
         DDQ_UNROLL for (int c = 0; c < 4; c++)
             sum[p][c] = vdupq_n_s32(0);
-    DDQ_KEEP for (; taps > 0; taps -= 2, at += 2, w += 2 * channels) {
+    DDQ_KEEP for (; taps > 0; taps -= 2) {
         const int8_t *u = x + at[0], *v = taps > 1 ? x + at[1] : u;
         const int8x16_t a = vld1q_s8(w), b = taps > 1 ? vld1q_s8(w + channels) : vdupq_n_s8(0);
-        DDQ_FENCE;
-        DDQ_UNROLL for (int p = 0; p < 4; p++, u += apart, v += apart) {
-            const int8x16_t d = vld1q_s8(u), e = vld1q_s8(v);
-            const int16x8_t low = vmlal_s8(vmull_s8(vget_low_s8(d), vget_low_s8(a)), vget_low_s8(e), vget_low_s8(b));
-            const int16x8_t high = vmlal_high_s8(vmull_high_s8(d, a), e, b);
-            sum[p][0] = vaddw_s16(sum[p][0], vget_low_s16(low));
-            sum[p][1] = vaddw_high_s16(sum[p][1], low);
-            sum[p][2] = vaddw_s16(sum[p][2], vget_low_s16(high));
-            sum[p][3] = vaddw_high_s16(sum[p][3], high);
+        DDQ_UNROLL for (uint32_t p = 0; p < 4; p += 2) {
+            int8x16_t d[2], e[2];
+            int16x8_t low[2], high[2];
+            DDQ_FENCE;
+            DDQ_UNROLL for (uint32_t q = 0; q < 2; q++)
+                d[q] = vld1q_s8(u + (p + q) * apart);
+            DDQ_UNROLL for (uint32_t q = 0; q < 2; q++)
+                e[q] = vld1q_s8(v + (p + q) * apart);
+            DDQ_UNROLL for (int q = 0; q < 2; q++)
+                low[q] = vmull_s8(vget_low_s8(d[q]), vget_low_s8(a));
+            DDQ_UNROLL for (int q = 0; q < 2; q++)
+                high[q] = vmull_high_s8(d[q], a);
+            DDQ_UNROLL for (int q = 0; q < 2; q++)
+                low[q] = vmlal_s8(low[q], vget_low_s8(e[q]), vget_low_s8(b));
+            DDQ_UNROLL for (int q = 0; q < 2; q++)
+                high[q] = vmlal_high_s8(high[q], e[q], b);
+            DDQ_UNROLL for (int q = 0; q < 2; q++) {
+                sum[p + (uint32_t)q][0] = vaddw_s16(sum[p + (uint32_t)q][0], vget_low_s16(low[q]));
+                sum[p + (uint32_t)q][1] = vaddw_high_s16(sum[p + (uint32_t)q][1], low[q]);
+            }
+            DDQ_UNROLL for (int q = 0; q < 2; q++) {
+                sum[p + (uint32_t)q][2] = vaddw_s16(sum[p + (uint32_t)q][2], vget_low_s16(high[q]));
+                sum[p + (uint32_t)q][3] = vaddw_high_s16(sum[p + (uint32_t)q][3], high[q]);
+            }
         }
+        at += 2;
+        w += 2 * channels;
     }
 }
 
+/* As before, in int16 lanes for at most `block` taps. */
 DDQ_INLINE void ddq_depthwise_half(int32x4_t sum[][4], const int8_t *x, uint32_t apart, const uint32_t *at,
                                    const int8_t *w, uint32_t channels, int taps, int block) {
     DDQ_UNROLL for (int p = 0; p < 4; p++)
         DDQ_UNROLL for (int c = 0; c < 4; c++)
             sum[p][c] = vdupq_n_s32(0);
     DDQ_KEEP do {
-        int16x8_t acc[4][2];
+        int16x8_t low[4], high[4];
         int left = taps < block ? taps : block;
         taps -= left;
         DDQ_UNROLL for (int p = 0; p < 4; p++)
-            acc[p][0] = acc[p][1] = vdupq_n_s16(0);
-        DDQ_KEEP for (; left; left--, at++, w += channels) {
-            const int8_t *u = x + *at;
-            const int8x16_t a = vld1q_s8(w);
+            low[p] = high[p] = vdupq_n_s16(0);
+        DDQ_KEEP for (; left > 0; left -= 2) {
+            const int8_t *u = x + at[0], *v = left > 1 ? x + at[1] : u;
+            const int8x16_t a = vld1q_s8(w), b = left > 1 ? vld1q_s8(w + channels) : vdupq_n_s8(0);
+            int8x16_t d[4], e[4];
             DDQ_FENCE;
-            DDQ_UNROLL for (int p = 0; p < 4; p++, u += apart) {
-                const int8x16_t d = vld1q_s8(u);
-                acc[p][0] = vmlal_s8(acc[p][0], vget_low_s8(d), vget_low_s8(a));
-                acc[p][1] = vmlal_high_s8(acc[p][1], d, a);
-            }
+            ddq_depthwise_load(d, u, apart);
+            ddq_depthwise_load(e, v, apart);
+            DDQ_UNROLL for (int p = 0; p < 4; p++)
+                low[p] = vmlal_s8(low[p], vget_low_s8(d[p]), vget_low_s8(a));
+            DDQ_UNROLL for (int p = 0; p < 4; p++)
+                high[p] = vmlal_high_s8(high[p], d[p], a);
+            DDQ_UNROLL for (int p = 0; p < 4; p++)
+                low[p] = vmlal_s8(low[p], vget_low_s8(e[p]), vget_low_s8(b));
+            DDQ_UNROLL for (int p = 0; p < 4; p++)
+                high[p] = vmlal_high_s8(high[p], e[p], b);
+            at += left > 1 ? 2 : 1;
+            w += left > 1 ? 2 * channels : channels;
         }
         DDQ_UNROLL for (int p = 0; p < 4; p++) {
-            sum[p][0] = vaddw_s16(sum[p][0], vget_low_s16(acc[p][0]));
-            sum[p][1] = vaddw_high_s16(sum[p][1], acc[p][0]);
-            sum[p][2] = vaddw_s16(sum[p][2], vget_low_s16(acc[p][1]));
-            sum[p][3] = vaddw_high_s16(sum[p][3], acc[p][1]);
+            sum[p][0] = vaddw_s16(sum[p][0], vget_low_s16(low[p]));
+            sum[p][1] = vaddw_high_s16(sum[p][1], low[p]);
+            sum[p][2] = vaddw_s16(sum[p][2], vget_low_s16(high[p]));
+            sum[p][3] = vaddw_high_s16(sum[p][3], high[p]);
         }
     } while (taps);
+}
+
+/* Codes of `pixels` <= 4 positions x 16 channels, `apart` bytes from one position to the next. */
+DDQ_INLINE void ddq_depthwise_finish(int32x4_t sum[][4], const ddq_scales *scales, const ddq_range *range, uint8_t *to,
+                                     uint32_t apart, uint32_t pixels, int rounding) {
+    uint8x16_t code[4];
+    DDQ_UNROLL for (int i = 0; i < 4; i++)
+        DDQ_UNROLL for (int p = 0; p < 4; p++)
+            sum[p][i] = ddq_scale(sum[p][i], &scales[i], rounding);
+    DDQ_UNROLL for (int p = 0; p < 4; p++)
+        code[p] = ddq_codes(sum[p][0], sum[p][1], sum[p][2], sum[p][3], range);
+    if (pixels >= 4 && apart >= 16) {
+        DDQ_UNROLL for (uint32_t p = 0; p < 4; p++)
+            vst1q_u8(to + p * apart, code[p]);
+        return;
+    }
+    for (uint32_t p = 0; p < pixels && p < 4; p++) {
+        uint8_t few[16];
+        vst1q_u8(few, p == 0 ? code[0] : p == 1 ? code[1] : p == 2 ? code[2] : code[3]);
+        if (apart >= 16) {
+            vst1q_u8(to + p * apart, vld1q_u8(few));
+            continue;
+        }
+        DDQ_KEEP for (uint32_t i = 0; i < apart; i++)
+            to[p * apart + i] = few[i];
+    }
 }
 
 /* A depthwise convolution with one output channel per input channel; weights [tap][channel] in one planar row.
@@ -129,22 +190,11 @@ DDQ_INLINE void ddq_depthwise(const ddq_layer *layer, const uint8_t *x, uint8_t 
                 if (bits == 8)
                     ddq_depthwise_wide(sum, from, apart, at, w + c, channels, (int)taps);
                 else
-                    ddq_depthwise_half(sum, from, apart, at, w + c, channels, (int)taps, bits == 4 ? 36 : 255);
-                DDQ_UNROLL for (uint32_t q = 0; q < 4; q++) {
-                    uint8x16_t code;
-                    DDQ_UNROLL for (int i = 0; i < 4; i++)
-                        sum[q][i] = range.rounding == DDQ_DOUBLE ? ddq_scale(sum[q][i], &scales[i], DDQ_DOUBLE)
-                                                                 : ddq_scale(sum[q][i], &scales[i], DDQ_SINGLE);
-                    code = ddq_codes(sum[q][0], sum[q][1], sum[q][2], sum[q][3], &range);
-                    if (p + q < count && channels >= 16) {
-                        vst1q_u8(to + q * channels, code);
-                    } else if (p + q < count) {
-                        uint8_t few[16];
-                        vst1q_u8(few, code);
-                        DDQ_KEEP for (uint32_t i = 0; i < channels; i++)
-                            to[q * channels + i] = few[i];
-                    }
-                }
+                    ddq_depthwise_half(sum, from, apart, at, w + c, channels, (int)taps, bits == 4 ? 36 : 254);
+                if (range.rounding == DDQ_DOUBLE)
+                    ddq_depthwise_finish(sum, scales, &range, to, channels, count - p, DDQ_DOUBLE);
+                else
+                    ddq_depthwise_finish(sum, scales, &range, to, channels, count - p, DDQ_SINGLE);
             }
         }
         if (layer->out_bits != 8)
@@ -165,57 +215,105 @@ static inline void ddq_linear_input(int8_t *to, const uint8_t *x, uint32_t first
     }
 }
 
+/* One chunk of 16 bytes of four rows into int16 lanes: `even` and `odd` take two products per two planes each. */
+DDQ_INLINE void ddq_linear_chunk(int16x8_t *even, int16x8_t *odd, const int8x16_t *packed, const int8_t *x, int bits) {
+    int8x16_t plane[4][4];
+    DDQ_UNROLL for (int c = 0; c < 4; c++)
+        ddq_planes(plane[c], packed[c], bits);
+    DDQ_UNROLL for (int i = 0; i < 8 / bits; i += 2) {
+        const int8x16_t u = vld1q_s8(x + 16 * i), v = vld1q_s8(x + 16 * i + 16);
+        DDQ_UNROLL for (int c = 0; c < 4; c++)
+            even[c] = vmlal_s8(even[c], vget_low_s8(plane[c][i]), vget_low_s8(u));
+        DDQ_UNROLL for (int c = 0; c < 4; c++)
+            odd[c] = vmlal_s8(odd[c], vget_low_s8(plane[c][i + 1]), vget_low_s8(v));
+        DDQ_UNROLL for (int c = 0; c < 4; c++)
+            even[c] = vmlal_high_s8(even[c], plane[c][i], u);
+        DDQ_UNROLL for (int c = 0; c < 4; c++)
+            odd[c] = vmlal_high_s8(odd[c], plane[c][i + 1], v);
+    }
+}
+
+/* Into int32 lanes, by dot products or pairs in int16 lanes. */
+DDQ_INLINE void ddq_linear_words(int32x4_t *acc, const int8x16_t *packed, const int8_t *x, int bits) {
+    int8x16_t plane[4][4];
+    DDQ_UNROLL for (int c = 0; c < 4; c++)
+        ddq_planes(plane[c], packed[c], bits);
+    DDQ_UNROLL for (int i = 0; i < 8 / bits; i++) {
+        const int8x16_t u = vld1q_s8(x + 16 * i);
+        DDQ_UNROLL for (int c = 0; c < 4; c++)
+            acc[c] = ddq_dot(acc[c], plane[c][i], u);
+    }
+}
+
+DDQ_INLINE void ddq_linear_load(int8x16_t *packed, const uint8_t *const *from, uint32_t at) {
+    DDQ_FENCE;
+    DDQ_UNROLL for (int c = 0; c < 4; c++)
+        packed[c] = vld1q_s8((const int8_t *)from[c] + at);
+    DDQ_LOADED(packed);
+}
+
 /* Sums of four rows of `bytes` bytes of weights; nothing from `last` on is read. */
 DDQ_INLINE int32x4_t ddq_linear_rows(const int8_t *x, const uint8_t *const *from, const uint8_t *last, uint32_t bytes,
                                      int bits, int dot) {
     const int each = 8 / bits, block = bits == 4 ? 18 : 63; /* int16 lanes take two products per plane, two sets */
     int32x4_t acc[4];
-    int8x16_t plane[4];
+    int8x16_t packed[4], more[4];
     uint32_t at = 0;
     int chunks = (int)(bytes / 16);
     DDQ_UNROLL for (int c = 0; c < 4; c++)
         acc[c] = vdupq_n_s32(0);
     if (dot || bits == 8) {
-        DDQ_KEEP for (; chunks; chunks--, at += 16, x += 16 * each) {
-            DDQ_FENCE;
-            DDQ_UNROLL for (int c = 0; c < 4; c++) {
-                ddq_planes(plane, vld1q_s8((const int8_t *)from[c] + at), bits);
-                DDQ_UNROLL for (int i = 0; i < each; i++)
-                    acc[c] = ddq_dot(acc[c], plane[i], vld1q_s8(x + 16 * i));
-            }
+        DDQ_KEEP for (; chunks >= 2; chunks -= 2, at += 32, x += 32 * each) {
+            ddq_linear_load(packed, from, at);
+            ddq_linear_load(more, from, at + 16);
+            ddq_linear_words(acc, packed, x, bits);
+            ddq_linear_words(acc, more, x + 16 * each, bits);
         }
-    } else {
-      DDQ_KEEP while (chunks) {
+        if (chunks) {
+            ddq_linear_load(packed, from, at);
+            ddq_linear_words(acc, packed, x, bits);
+            at += 16;
+            x += 16 * each;
+        }
+    }
+    DDQ_KEEP while (!dot && bits < 8 && chunks) {
         int16x8_t even[4], odd[4];
         int left = chunks < block ? chunks : block;
         chunks -= left;
         DDQ_UNROLL for (int c = 0; c < 4; c++)
             even[c] = odd[c] = vdupq_n_s16(0);
         DDQ_KEEP for (; left; left--, at += 16, x += 16 * each) {
-            DDQ_FENCE;
-            DDQ_UNROLL for (int c = 0; c < 4; c++) {
-                ddq_planes(plane, vld1q_s8((const int8_t *)from[c] + at), bits);
-                DDQ_UNROLL for (int i = 0; i < each; i += 2) {
-                    const int8x16_t u = vld1q_s8(x + 16 * i), v = vld1q_s8(x + 16 * i + 16);
-                    even[c] = vmlal_s8(even[c], vget_low_s8(plane[i]), vget_low_s8(u));
-                    odd[c] = vmlal_s8(odd[c], vget_low_s8(plane[i + 1]), vget_low_s8(v));
-                    even[c] = vmlal_high_s8(even[c], plane[i], u);
-                    odd[c] = vmlal_high_s8(odd[c], plane[i + 1], v);
-                }
-            }
+            ddq_linear_load(packed, from, at);
+            ddq_linear_chunk(even, odd, packed, x, bits);
         }
         DDQ_UNROLL for (int c = 0; c < 4; c++)
             acc[c] = vpadalq_s16(vpadalq_s16(acc[c], even[c]), odd[c]);
-      }
     }
     if (at < bytes) {
-        DDQ_KEEP for (int c = 0; c < 4; c++) {
-            ddq_planes(plane, ddq_load_before(from[c] + at, last), bits);
-            DDQ_UNROLL for (int i = 0; i < each; i++)
-                acc[c] = ddq_dot(acc[c], plane[i], vld1q_s8(x + 16 * i));
-        }
+        DDQ_UNROLL for (int c = 0; c < 4; c++)
+            packed[c] = ddq_load_before(from[c] + at, last);
+        ddq_linear_words(acc, packed, x, bits);
     }
     return ddq_reduce_words(acc);
+}
+
+/* Sixteen outputs from channel c on. */
+DDQ_INLINE void ddq_linear_finish(const int32x4_t *sum, const ddq_layer *layer, const ddq_range *range, int c,
+                                  uint8_t *to, int rounding) {
+    int32x4_t value[4];
+    uint8_t few[16];
+    DDQ_UNROLL for (int i = 0; i < 4; i++) {
+        const ddq_scales scales = ddq_scales_of(layer, c + 4 * i);
+        value[i] = ddq_scale(sum[i], &scales, rounding);
+    }
+    const uint8x16_t codes = ddq_codes(value[0], value[1], value[2], value[3], range);
+    if (c + 16 <= layer->out_c) {
+        vst1q_u8(to + c, codes);
+        return;
+    }
+    vst1q_u8(few, codes);
+    DDQ_KEEP for (int i = 0; c + i < layer->out_c; i++)
+        to[c + i] = few[i];
 }
 
 /* A linear layer: every weight is read once per position. Scratch: codes of one position | of one output. */
@@ -230,15 +328,18 @@ DDQ_INLINE void ddq_linear(const ddq_layer *layer, const uint8_t *x, uint8_t *y,
     for (uint32_t pixel = 0; pixel < pixels; pixel++) {
         uint8_t *to = layer->out_bits == 8 ? y + pixel * (uint32_t)channels : codes;
         ddq_linear_input(line, x, pixel * length, length, layer->in_bits, bits);
-        DDQ_KEEP for (int c = 0; c < channels; c += 4) {
-            const ddq_scales scales = ddq_scales_of(layer, c);
-            const int valid = channels - c < 4 ? channels - c : 4;
-            const uint8_t *from[4];
-            int32_t sum[16] = {0};
-            DDQ_UNROLL for (int i = 0; i < 4; i++)
-                from[i] = layer->weights + (uint32_t)(c + (i < valid ? i : valid - 1)) * bytes;
-            vst1q_s32(sum, ddq_linear_rows(line, from, last, bytes, bits, dot));
-            ddq_finish(sum, &scales, &range, to + c, (uint32_t)channels, 1, valid);
+        DDQ_KEEP for (int c = 0; c < channels; c += 16) {
+            int32x4_t sum[4];
+            DDQ_KEEP for (int j = 0; j < 16; j += 4) {
+                const uint8_t *from[4];
+                DDQ_UNROLL for (int i = 0; i < 4; i++)
+                    from[i] = layer->weights + (uint32_t)(c + j + i < channels ? c + j + i : channels - 1) * bytes;
+                sum[j / 4] = c + j < channels ? ddq_linear_rows(line, from, last, bytes, bits, dot) : vdupq_n_s32(0);
+            }
+            if (range.rounding == DDQ_DOUBLE)
+                ddq_linear_finish(sum, layer, &range, c, to, DDQ_DOUBLE);
+            else
+                ddq_linear_finish(sum, layer, &range, c, to, DDQ_SINGLE);
         }
         if (layer->out_bits != 8)
             ddq_pack(y, pixel * (uint32_t)channels, codes, (uint32_t)channels, layer->out_bits);
