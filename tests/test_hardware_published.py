@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddq_search.errors import CostError
 from ddq_search.layer_shape import LayerShape
+from ddq_search.trace import trace
 from hardware_models import load_profile
+from hardware_models.executions import executions_of
 from hardware_models.fitting import Array
 from hardware_models.networks import NETWORKS, list_networks, load_network, predict, scaled_to
 from hardware_models.published import cortex_m, ncnn, tflite, xnnpack
@@ -24,6 +28,7 @@ from hardware_models.published.devices import FACTS, built
 from hardware_models.published.form import INDIRECT, NCNN, PHONE, Form
 from hardware_models.published.readings import MEASUREMENTS, Board
 from hardware_models.published.shared_shape import fit_shared
+from hardware_models.time_parts import Anatomy
 from hardware_models.validation import checks_of, validate
 
 QUICK = (tflite.PIXEL_3, *xnnpack.PROFILES)
@@ -94,6 +99,16 @@ def test_every_layer_reads_what_some_earlier_layer_wrote(network: str) -> None:
         flat = {int(np.prod(shape)) for shape in written}
         assert not written or joined or source in written or int(np.prod(source)) in flat, execution.name
         written.add(target)
+
+
+def test_tables_are_what_tracing_gives() -> None:
+    """The graph of torchvision's MobileNetV2 costs the same as the table, on three kinds of profile."""
+    model = torchvision.models.mobilenet_v2(num_classes=1001)
+    executions = executions_of(trace(model, torch.zeros(1, 3, 224, 224)), 8, 8)
+    for name in (tflite.PIXEL_3, "cortex-a55-rk3566-ncnn", cortex_m.M4):
+        anatomy = Anatomy(load_profile(name))
+        seconds = sum(anatomy.seconds(execution) for execution in executions)
+        assert 1e3 * seconds == pytest.approx(predict(load_profile(name), NETWORK), rel=1e-9)
 
 
 def test_broken_tables_name_row_and_remedy(tmp_path: Path) -> None:

@@ -47,7 +47,15 @@ def checks() -> list[Check]:
             what = f"{label} networks"
             result.append(Check(SUBJECT, what, split, "ms", points, asked, profiles))
             result.append(Check(SUBJECT, f"{label} MobileNetV1 sweep among them", split, "ms", sweep, asked, profiles))
-    return result
+    return [*result, pixel_4()]
+
+
+def pixel_4() -> Check:
+    """EfficientNet-lite on Pixel 4: a core with dot products, a runtime of 2020."""
+    readings = [row for row in read("tflite_phones.csv") if row.board.device == "Pixel 4" and row.bits == 8]
+    points = held_out(readings, lambda reading: reading.network)
+    what = "int8 EfficientNet-lite"
+    return Check("Pixel 4, TFLite, 4 threads", what, "leave one network out", "ms", tuple(points))
 
 
 def family(reading: Reading) -> str:
@@ -64,7 +72,12 @@ def held_out(readings: Sequence[Reading], key: Callable[[Reading], str]) -> list
         others = keys != held
         predicted[~others] = counts[~others] @ fit_ridged(counts[others], times[others])
     return [
-        Point(SUBJECT, reading.network, reading.milliseconds, float(value))
+        Point(
+            f"{reading.board.device}, {reading.board.threads} threads",
+            reading.network,
+            reading.milliseconds,
+            float(value),
+        )
         for reading, value in zip(readings, predicted, strict=True)
     ]
 
