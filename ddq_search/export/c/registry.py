@@ -14,6 +14,7 @@ from ddq_search.errors import ExportError
 from ddq_search.export.c import portable
 from ddq_search.export.c.geometry import layer_shape
 from ddq_search.export.c.kernels import Family, Kernel
+from ddq_search.export.c.portable import WIDTHS
 from ddq_search.integer.program import INT32_MAX, IntegerProgram, Weighted, accumulator_bound
 from ddq_search.precision import activation_code_range, storage_bits
 
@@ -75,8 +76,14 @@ def choose_kernels(
             executes them is taken, the portable ones last. Uses of one module take one kernel.
 
     Raises:
-        ExportError: a given name is unknown, or its kernel does not execute the layer.
+        ExportError: a tensor's width is none of the C export's, a given name is unknown, or its kernel does not execute
+            the layer.
     """
+    for tensor in program.tensors.values():
+        if tensor.grid.bits > 8 or storage_bits(tensor.grid.bits) not in WIDTHS:
+            raise ExportError(
+                f"{tensor.name!r} has {tensor.grid.bits}-bit activations; the C export stores them in 2, 4 or 8 bits"
+            )
     layers = [step for step in program.steps if isinstance(step, Weighted)]
     given = given or {}
     for name in given:

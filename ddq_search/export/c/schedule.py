@@ -76,8 +76,6 @@ def check_plan(program: IntegerProgram, plan: Arena, scratch: Mapping[str, int])
                 f"layer {step.name!r}: its kernel needs {scratch[step.name]} bytes of scratch, the arena has {planned};"
                 " plan the arena for the kernels of the export"
             )
-        if storage_bits(tensor.grid.bits) < 2:
-            raise ExportError(f"{step.name!r}: the C export stores activations in 2, 4 or 8 bits, not 1; pin it to 2")
 
 
 def schedule_source(
