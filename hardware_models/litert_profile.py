@@ -20,6 +20,9 @@ from ddq_search.errors import ConfigError
 from ddq_search.layer_shape import LayerShape
 from hardware_models.executions import Execution, Measurement
 
+SHORTEST_MS = 0.01
+"""Text shows thousandths of milliseconds: below this a time is mostly rounding and is not used."""
+
 _NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _TEXT_LINE = re.compile(rf"^\s*(?P<type>\S.*?)(?:\s+{_NUMBER})??\s+{_NUMBER}\s+(?P<ms>{_NUMBER})\s+{_NUMBER}%\s+"
                         rf"{_NUMBER}%\s+{_NUMBER}\s+(?P<calls>\d+)\s+(?P<name>\S.*)$")  # fmt: skip
@@ -88,7 +91,7 @@ def profiled_nodes(text: str, source: str) -> list[ProfiledNode]:
 def match(
     nodes: Sequence[ProfiledNode], executions: Sequence[Execution], source: str
 ) -> tuple[list[Measurement], list[str]]:
-    """Returns a measurement per matched node, and the types of nodes that nothing was matched with.
+    """Returns a measurement per matched node, and what was not used: types of nodes, and lines too short to trust.
 
     Raises:
         ConfigError: the weighted layers of profile and network differ in number or in class.
@@ -109,7 +112,11 @@ def match(
             raise ConfigError(f"{source}: {node.node_type!r} is a {kind} layer, {execution.name!r} a {layer_class} one")
         result.append(Measurement(f"{execution.name} ({node.node_type})", node.milliseconds * 1e-3, (execution,)))
     others, unmatched = _others(nodes, executions)
-    return [measurement for measurement in [*result, *others] if measurement.seconds > 0], unmatched
+    found = [*result, *others]
+    used = [measurement for measurement in found if measurement.seconds >= SHORTEST_MS * 1e-3]
+    if len(used) < len(found):
+        unmatched.append(f"{len(found) - len(used)} lines below {SHORTEST_MS} ms")
+    return used, unmatched
 
 
 def read_profile(path: Path, executions: Sequence[Execution]) -> tuple[list[Measurement], list[str]]:

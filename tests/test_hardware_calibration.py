@@ -65,7 +65,7 @@ SHAPES = st.builds(
 
 
 @given(shape=SHAPES, data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @pytest.mark.parametrize("name", list_profiles())
 def test_the_parts_add_up_to_the_price(name: str, shape: LayerShape, data: st.DataObject) -> None:
     profile = load_profile(name)

@@ -109,3 +109,10 @@ def test_operations_whose_number_differs_are_left_out() -> None:
     found, unmatched = match(nodes, small_network(), "p.txt")
     assert {m.executions[0].name for m in found} == {"stem", "dw", "pw", "fc"}
     assert set(unmatched) == {"ADD", "SOFTMAX"}
+
+
+def test_times_of_mostly_rounding_are_left_out() -> None:
+    short = [(kind, 0.004 if kind == "FULLY_CONNECTED" else ms) for kind, ms in BUILTIN]
+    found, unused = match(profiled_nodes(text_profile(short), "p.txt"), small_network(), "p.txt")
+    assert "fc" not in {m.executions[0].name for m in found}
+    assert unused == ["SOFTMAX", "1 lines below 0.01 ms"]

@@ -51,7 +51,7 @@ def calibrate(
         executions: tuple[Execution, ...] = network_executions(model, Path(), "", *bits, resolve)
         found, unmatched = read_profile(measurements, executions)
         if unmatched:
-            tell(f"not used, nothing in the network matches: {', '.join(unmatched)}")
+            tell(f"not used: {', '.join(unmatched)}")
     else:
         found = read_measurements(measurements, profile, resolve)
     result = fit(profile, found)
