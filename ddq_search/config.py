@@ -117,9 +117,12 @@ class SearchConfig(_Section):
 
     When fewer than ``front_points`` of the points within the budgets end on the front, up to ``extra_points`` more
     policies are fine-tuned in its gaps. ``baselines`` are further ways of choosing policies that the search is compared
-    with at equal training. ``solve_steps`` are the gate steps of a solve from a trained supernet.
+    with at equal training. ``mode = "ptq"`` trains no weights and needs no labels: gates and quantizer steps follow the
+    distance to the float model's output on ``ptq_images`` calibration images. ``solve_steps`` are the gate steps where
+    weights stay as they are.
     """
 
+    mode: Literal["joint", "ptq"] = "joint"
     points: Positive = 16
     front_points: Positive = 8
     extra_points: Annotated[int, Field(ge=0)] = 16
@@ -129,6 +132,7 @@ class SearchConfig(_Section):
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     gate_start: Annotated[float, Field(gt=-1, lt=1)] = 0.6
     solve_steps: Positive = 100
+    ptq_images: Annotated[int, Field(gt=0, le=1024)] = 512
     penalty: Rate = 1.0
     multiplier_rate: Rate = 0.05
 

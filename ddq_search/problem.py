@@ -24,7 +24,7 @@ from ddq_search.trace import trace
 from ddq_search.training import to_layout
 
 EVALUATION_BATCH = 250
-_STATISTICS_EPOCH = 900_000
+STATISTICS_EPOCH = 900_000
 """Epoch key of the batches on which ranges and batch-norm statistics are estimated."""
 
 
@@ -98,7 +98,7 @@ def price_model(
 def inputs(problem: Problem, count: int) -> Iterator[Tensor]:
     """Yields the same few training batches for every calibration and re-estimation of a problem."""
     settings = problem.config.training
-    batches = problem.source.train(seed=problem.config.seed, epoch=_STATISTICS_EPOCH, batch_size=settings.batch_size)
+    batches = problem.source.train(seed=problem.config.seed, epoch=STATISTICS_EPOCH, batch_size=settings.batch_size)
     return (x for x, _ in to_layout(itertools.islice(batches, count), settings.memory_layout))
 
 

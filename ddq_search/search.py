@@ -15,6 +15,7 @@ from __future__ import annotations
 from ddq_search.baselines import run_baselines
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
+from ddq_search.ptq import ptq
 from ddq_search.record import RunDirectory
 from ddq_search.stages import Stages, begin
 from ddq_search.training import Progress, Silent
@@ -26,6 +27,8 @@ def search(problem: Problem, record: RunDirectory, progress: Progress | None = N
     Raises:
         RunError: training diverged, or a checkpoint or file cannot be used.
     """
+    if problem.config.search.mode == "ptq":
+        return ptq(problem, record, progress)
     progress = progress or Silent()
     begin(problem, record, progress)
     stages = Stages(problem, record, progress)

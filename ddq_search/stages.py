@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ddq_search import front as fronts
 from ddq_search.budget import LABELS, show
+from ddq_search.config import TrainingConfig
 from ddq_search.errors import BudgetError
 from ddq_search.gate_training import GateTraining, gate_facts
 from ddq_search.graph import to_json, write_graphml
@@ -56,6 +56,11 @@ def begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
     progress.note(f"latency of {problem.device.name} is {problem.device.calibration}")
 
 
+def _freeze(*modules: torch.nn.Module) -> None:
+    for module in modules:
+        module.requires_grad_(False)
+
+
 def _searched(net: Supernet, aims: Sequence[fronts.Aim]) -> Searched:
     return Searched(net, aims, [net.gates.scores(index).numpy() for index in range(len(aims))])
 
@@ -70,16 +75,28 @@ class Searched:
 
 
 class Stages:
-    """The stages of one run; each can be resumed."""
+    """The stages of one run; each can be resumed.
 
-    def __init__(self, problem: Problem, record: RunDirectory, progress: Progress) -> None:
+    Args:
+        problem: what is searched.
+        record: where checkpoints and results go.
+        progress: who is told.
+        settings: training settings; the configuration's unless given.
+        calibration: the only batches that anything but the float training may see; weights then stay as they are.
+    """
+
+    def __init__(
+        self, problem: Problem, record: RunDirectory, progress: Progress, *, settings: TrainingConfig | None = None,
+        calibration: TrainingBatches | None = None,
+    ) -> None:  # fmt: skip
         self.problem, self.record, self.progress = problem, record, progress
-        self.settings = problem.config.training
+        self.settings = settings or problem.config.training
         self.task, self.source = problem.task, problem.source
+        self.batches, self.frozen = calibration or problem.source, calibration is not None
 
     def _train(self, phase: Phase, source: TrainingBatches | None = None) -> None:
         run_phase(
-            phase, source or self.source, self.record, seed=self.problem.config.seed,
+            phase, source or self.batches, self.record, seed=self.problem.config.seed,
             batch_size=self.settings.batch_size, layout=self.settings.memory_layout, progress=self.progress,
         )  # fmt: skip
 
@@ -91,13 +108,15 @@ class Stages:
         net = self._in_layout(self.problem.supernet())
         net.set_float()
         rate = self.settings.float_rate
-        self._train(self._weights_phase("float", net, self.settings.float_epochs, rate, None))
+        self._train(self._weights_phase("float", net, self.settings.float_epochs, rate, None), self.source)
         return net
 
     def train_baseline(self, teacher: Supernet) -> tuple[Supernet, Measure]:
         """Gives the float model the epochs that a searched policy got on top; returns it and its validation figures."""
         settings = self.settings
         net = copy.deepcopy(teacher)
+        if self.frozen:  # nothing trains weights, so the float model itself is the baseline
+            return net, self._measure_float(net, "validation")
         joint, tune = settings.joint_epochs, settings.finetune_epochs
         phase = self._weights_phase("baseline", net, joint + tune, settings.joint_rate, teacher)
         share = joint / (joint + tune)
@@ -129,13 +148,13 @@ class Stages:
 
     def _task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
         weight = self.settings.distillation
-        loss = self.task.loss(output, y)
         if teacher is None or weight == 0:
-            return loss
+            return self.task.loss(output, y)
         teacher.eval()
         with torch.no_grad():
             reference = teacher(x)
-        return (1 - weight) * loss + weight * self.task.distance(output, reference)
+        distance = self.task.distance(output, reference)
+        return distance if weight == 1 else (1 - weight) * self.task.loss(output, y) + weight * distance
 
     def _weight_optimizer(self, net: Supernet) -> torch.optim.Optimizer:
         decayed = [p for p in net.model.parameters() if p.ndim > 1]
@@ -175,13 +194,11 @@ class Stages:
         aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
         net = self._in_layout(self.problem.supernet(sets=len(aims)))
         net.adopt(supernet)
-        for parameter in itertools.chain(net.model.parameters(), net.quantizers.parameters()):
-            parameter.requires_grad_(False)
-        source = FirstBatches(self.source, steps)
-        phase = self._gated_phase("gates", net, teacher, aims, [self._gate_optimizer(net, steps)], 1)
-        self._train(phase, source)
-        for parameter in itertools.chain(net.model.parameters(), net.quantizers.parameters()):
-            parameter.requires_grad_(True)
+        _freeze(net.model, net.quantizers)
+        batches = FirstBatches(self.batches, steps)
+        epochs = -(-steps // batches.train_batches(self.settings.batch_size))
+        phase = self._gated_phase("gates", net, teacher, aims, [self._gate_optimizer(net, steps)], epochs)
+        self._train(phase, batches)
         return _searched(net, aims)
 
     def policies(self, searched: Searched) -> list[Policy]:
@@ -288,6 +305,9 @@ class Stages:
         phase = self._weights_phase(f"tuning-{policy.name}", net, epochs, rates[0], teacher)
         phase.kind, phase.point = kind, policy.name
         phase.optimizers.append((torch.optim.Adam(net.quantizers.parameters()), rates[1]))
+        if self.frozen:
+            _freeze(net.model)
+            del phase.optimizers[0]
         self._train(phase)
         net.reestimate_norms(inputs(self.problem, self.settings.norm_batches))
         result = evaluate_policy(self.problem, net, policy, "validation")

@@ -48,6 +48,22 @@ class FirstBatches:
         return min(self._batches, self._source.train_batches(batch_size))
 
 
+class SameBatches:
+    """The first training batches of one epoch, the same in every epoch: a fixed set of calibration images."""
+
+    def __init__(self, source: TrainingBatches, epoch: int, batches: int) -> None:
+        self._source, self._epoch, self._batches = source, epoch, batches
+
+    def train(self, *, seed: int, epoch: int, batch_size: int) -> Iterator[Batch]:
+        """Yields them, whatever the epoch."""
+        batches = self._source.train(seed=seed, epoch=self._epoch, batch_size=batch_size)
+        return itertools.islice(batches, self._batches)
+
+    def train_batches(self, batch_size: int) -> int:
+        """Number of batches that `train` yields."""
+        return min(self._batches, self._source.train_batches(batch_size))
+
+
 class Progress(Protocol):
     """Who is told how far a run is."""
 

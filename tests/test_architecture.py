@@ -21,7 +21,7 @@ FLOORS = (
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
      "interchange", "quantizer_recipe", "training", "evaluation", "record", "config", "integer", "problem",
      "gate_training"),
-    ("search", "stages", "solve", "baselines", "api", "tune", "export", "verify"),
+    ("search", "stages", "solve", "ptq", "baselines", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip
 """Parts of the core by floor, lowest first; ``tune_study`` lives where ``tune`` does."""

@@ -93,6 +93,7 @@ def search(
     set_: Settings = None,
     out: Annotated[Path | None, typer.Option("--out", help="run directory [default: runs/first]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
+    mode: Annotated[str | None, typer.Option("--mode", help="joint, or ptq: no training of weights, no labels")] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="also train random, greedy and ILP policies, for the verdict")
     ] = False,
@@ -100,6 +101,8 @@ def search(
     """Searches policies under budgets: float training, joint search, fine-tuning, front."""
     from ddq_search.cli import runs
 
+    if mode is not None:
+        set_ = [*(set_ or ()), f"search.mode={mode}"]
     if baselines:
         set_ = [*(set_ or ()), 'search.baselines=["random", "greedy", "ilp"]']
     flags = _flags(model, weights, data, device, latency, flash, peak_ram, seed)
@@ -297,15 +300,36 @@ def tune(
     set_: Settings = None,
     out: Annotated[Path, typer.Option("--out", help="study directory")] = Path("runs/tune"),
     trials: Annotated[int, typer.Option("--trials", min=1, help="finished trials the study should have")] = 10,
-    storage: Annotated[
-        str | None, typer.Option("--storage", help="Optuna storage URL [default: SQLite in --out]")
+    objective: Annotated[
+        str, typer.Option("--objective", help="multi (score, latency, flash) or scalar (loss within the budgets)")
+    ] = "multi",
+    sampler: Annotated[str, typer.Option("--sampler", help="tpe, nsga2, random, gp, … (Optuna's, by name)")] = "tpe",
+    pruner: Annotated[
+        str | None, typer.Option("--pruner", help="median, hyperband, … (Optuna's, by name); scalar studies only")
     ] = None,
+    space: Annotated[Path | None, typer.Option("--space", help="TOML file of the settings to vary")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="processes on this machine")] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", help="Optuna storage URL, such as postgresql+psycopg://… [default: SQLite in --out]"),
+    ] = None,
+    heartbeat: Annotated[
+        int,
+        typer.Option("--heartbeat", min=1, help="seconds; a worker silent for four times as long is taken for dead"),
+    ] = 30,
+    stop_hopeless: Annotated[
+        bool, typer.Option("--stop-hopeless/--keep-hopeless", help="stop multi-objective trials that lie far behind")
+    ] = True,
 ) -> None:
-    """Tunes training settings with Optuna: score, latency and flash at once; the same command resumes a study."""
-    from ddq_search.cli import runs
+    """Tunes settings with Optuna; the same command resumes a study, and joins it from elsewhere."""
+    from ddq_search.cli import tuning
 
     flags = _flags(model, weights, data, device, latency, flash, peak_ram, seed)
-    runs.tune(config, flags, pin, set_, out, trials, storage)
+    plan = {
+        "trials": trials, "objective": objective, "sampler": sampler, "pruner": pruner, "storage": storage,
+        "heartbeat_s": heartbeat, "stop_hopeless": stop_hopeless,
+    }  # fmt: skip
+    tuning.tune(config, flags, pin, set_, out, plan, space, workers)
 
 
 @app.command()
