@@ -88,7 +88,7 @@ class _Search:
         """The order of the lowest peak, or ``None`` when too many states would have to be visited."""
         queue: list[tuple[int, int, int, int]] = [(0, 0, 0, 0)]  # peak, -operations executed, state, bytes live
         best = {0: (0, 0, -1)}  # state → peak, state before, operation executed
-        visited = set()
+        visited: set[int] = set()
         while queue and len(visited) <= EXACT_STATES:
             peak, depth, done, live = heapq.heappop(queue)
             if done == self.everything:
