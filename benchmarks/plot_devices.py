@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from cmsis_nn_boards import BOARDS
-
-from hardware_models.cmsis_nn import FORMS, fit_form
-from hardware_models.profile import list_profiles
+from hardware_models.cmsis_nn import closed_form_checks
+from hardware_models.profile import list_profiles, load_profile
+from hardware_models.published.check import Check
 from hardware_models.validation import checks_of
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
@@ -34,27 +33,19 @@ class Series:
     points: tuple[tuple[float, float], ...]
 
 
+def series(check: Check) -> Series:
+    points = tuple((point.measured, point.predicted) for point in check.points)
+    return Series(f"{check.what}, {check.split}: {check.error_pct:.1f} %", check.unit, points)
+
+
 def published(profile: str) -> list[Series]:
-    result = []
-    for check in checks_of(profile):
-        if check.split == "fitted":
-            continue  # `counted` shows the same layers held out
-        points = tuple((point.measured, point.predicted) for point in check.points)
-        result.append(Series(f"{check.what}, {check.split}: {check.error_pct:.1f} %", check.unit, points))
-    return result
+    # closed forms where they were fitted: `counted` shows the same layers held out
+    return [series(check) for check in checks_of(profile) if check.split != "fitted"]
 
 
 def counted(profile: str) -> list[Series]:
     """Instructions of CMSIS-NN kernels, each layer predicted from the others."""
-    core = {board.name: board.core_key for board in BOARDS}.get(profile)
-    result = []
-    for form in FORMS.get(core or "", ()):
-        fitted = fit_form(str(core), form)
-        pairs = zip(fitted.layers, fitted.held_out, strict=True)
-        points = tuple((layer.instructions, layer.instructions * (1 + float(error))) for layer, error in pairs)
-        label = f"instructions of {form.name}, leave one layer out: {fitted.error_pct:.1f} %"
-        result.append(Series(label, "instructions", points))
-    return result
+    return [series(check) for check in closed_form_checks(load_profile(profile))]
 
 
 def draw(title: str, series: Sequence[Series]) -> str:
@@ -119,10 +110,10 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name in list_profiles():
-        series = [*published(name), *counted(name)]
-        if series:
-            (out / f"{name}.svg").write_text(draw(name, series))
-            print(f"{name}: {sum(len(entry.points) for entry in series)} figures")
+        drawn = [*published(name), *counted(name)]
+        if drawn:
+            (out / f"{name}.svg").write_text(draw(name, drawn))
+            print(f"{name}: {sum(len(entry.points) for entry in drawn)} figures")
         else:
             print(f"{name}: no figures, no plot")
 

@@ -22,6 +22,7 @@ from ddq_search.layer_shape import LayerClass, LayerShape
 from hardware_models.fitting import Array, fit_relative, leave_one_out
 from hardware_models.pricing import Pricer
 from hardware_models.profile import DeviceProfile
+from hardware_models.published.check import Check, Point
 from hardware_models.terms import counts, work
 
 MEASUREMENTS = Path(__file__).parent / "measurements"
@@ -113,6 +114,9 @@ HELIUM = (
 )  # fmt: skip
 """Kernels for Helium."""
 
+DSP_BAR_PCT, HELIUM_BAR_PCT = 7.0, 12.0
+"""Mean error asked of a kernel's closed form on layers it was not fitted to."""
+
 FORMS = {"M4": DSP, "M7": DSP, "M33": DSP, "M55": HELIUM}
 """Core as the counts name it → its kernels."""
 
@@ -155,6 +159,26 @@ def fit_form(core: str, form: Form) -> FittedForm:
     target = np.array([layer.instructions for layer in layers])
     coefficients = tuple(float(value) for value in fit_relative(table, target))
     return FittedForm(form, coefficients, layers, leave_one_out(table, target))
+
+
+def closed_form_checks(profile: DeviceProfile) -> list[Check]:
+    """Returns a check per kernel of a CMSIS-NN profile: every counted layer predicted from the others.
+
+    Empty for profiles of other runtimes.
+    """
+    core = profile.core.removeprefix("Cortex-")
+    result = []
+    for form in FORMS.get(core, ()) if profile.runtime_key == "cmsis-nn" else ():
+        fitted = fit_form(core, form)
+        points = tuple(
+            Point(profile.core, layer.name, layer.instructions, layer.instructions * (1 + float(error)))
+            for layer, error in zip(fitted.layers, fitted.held_out, strict=True)
+        )
+        what = f"instructions of {form.layer_class} layers, {form.weight_bits}-bit weights"
+        split = "leave one distinct layer out"
+        bar_pct = HELIUM_BAR_PCT if FORMS[core] is HELIUM else DSP_BAR_PCT
+        result.append(Check(profile.name, what, split, "instructions", points, bar_pct, (profile.name,)))
+    return result
 
 
 def counted_layers(core: str) -> list[CountedLayer]:

@@ -99,7 +99,10 @@ def test_devices_with_their_errors(call: Call) -> None:
     assert code == 0
     assert "published networks" in validated
     assert "cortex-m7" not in validated
-    _, nothing, _ = call("devices", "cortex-m7-stm32f746-cmsis-nn", "--validate")
+    _, counted, _ = call("devices", "cortex-m55-an547-cmsis-nn", "--validate")
+    assert counted.count("leave one distinct layer out") == 8
+    assert "published" not in counted.split("\n", 1)[1]
+    _, nothing, _ = call("devices", "cortex-a53-rpi3-lowbit-neon", "--validate")
     assert "no published or counted figures" in nothing
 
 

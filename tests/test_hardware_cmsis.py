@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddq_search.errors import CostError
-from hardware_models.cmsis_nn import FORMS, Form, counted_layers, fit_form
+from hardware_models.cmsis_nn import FORMS, Form, closed_form_checks, counted_layers, fit_form
 from hardware_models.fitting import fit_relative, leave_one_out
 from hardware_models.pricing import Pricer
 from hardware_models.profile import DeviceProfile, list_profiles, load_profile
@@ -61,6 +61,17 @@ def test_four_bit_weights_take_more_instructions_in_every_convolution(core: str)
             seconds, _ = pricer.layer("layer", shape, (4, 8), (8,))
             assert counted[shape, 4] > instructions
             assert seconds[0, 0] > seconds[1, 0]
+
+
+@pytest.mark.parametrize("core", FORMS)
+def test_checks_hold_every_counted_layer_out(core: str) -> None:
+    for name in PROFILES[core]:
+        checks = closed_form_checks(load_profile(name))
+        assert [check.error_pct for check in checks] == pytest.approx(
+            [fit_form(core, form).error_pct for form in FORMS[core]]
+        )
+        assert all(check.error_pct <= check.bar_pct == BAR_PCT[core] for check in checks)  # type: ignore[operator]
+    assert closed_form_checks(load_profile("cortex-a53-rpi3-lowbit-neon")) == []
 
 
 def test_layers_of_the_networks() -> None:
