@@ -76,6 +76,8 @@ SHAPES = (
     conv((6, 5), (20, 20), (3, 2), (2, 1), (0, 1), groups=20),
     conv((4, 3), (18, 18), (7, 7), padding=(3, 3), groups=18),
     conv((7, 9), (16, 16), padding=(2, 1), dilation=(2, 1), groups=16),
+    conv((6, 9), (19, 19), (3, 2), (1, 2), (2, 3), (2, 3), groups=19),
+    conv((9, 9), (12, 12), padding=(2, 2), dilation=(2, 2), groups=12),
 )
 
 
@@ -165,7 +167,6 @@ def test_a_row_too_long_for_int32_is_not_executed() -> None:
 def test_depthwise_kernels_leave_other_shapes_to_others() -> None:
     kernel = BY_NAME["ddq_helium_depthwise_w8"]
     assert not kernel.executes(LayerShape("depthwise", (5, 5, 4), (5, 5, 8), (3, 3), padding=(1, 1), groups=4))
-    assert not kernel.executes(conv((7, 7), (8, 8), dilation=(1, 2), groups=8))
 
 
 @needs_host

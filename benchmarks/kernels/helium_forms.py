@@ -71,6 +71,7 @@ FURTHER: Mapping[str, LayerShape] = {
     "dw_4x5_37_s2": depthwise((4, 5), 37, stride=2),
     "dw_5x5_6x6_24": depthwise((6, 6), 24, kernel=5),
     "dw_2x2_48": depthwise((2, 2), 48),
+    "dw_d2_9x9_16": conv((9, 9), (16, 16), groups=16, dilation=2),
     "fc_33_16": linear(33, 16),
     "fc_400_1": linear(400, 1),
     "fc_17_150": linear(17, 150),

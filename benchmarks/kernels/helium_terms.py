@@ -78,11 +78,13 @@ def _blocks(shape: LayerShape, kernel: Tiles) -> int:
 
 
 def _window_rows(shape: LayerShape, kernel: Tiles) -> int:
-    return _blocks(shape, kernel) * shape.output[0] * shape.kernel[0]
+    runs = shape.kernel[1] if shape.dilation[1] > 1 else 1
+    return _blocks(shape, kernel) * shape.output[0] * shape.kernel[0] * runs
 
 
 def _window_columns(shape: LayerShape, kernel: Tiles) -> int:
-    return _window_rows(shape, kernel) * ((shape.output[1] - 1) * shape.stride[1] + shape.kernel[1])
+    shared = (shape.output[1] - 1) * shape.stride[1] + shape.kernel[1]
+    return _window_rows(shape, kernel) * (shape.output[1] if shape.dilation[1] > 1 else shared)
 
 
 def _stores(shape: LayerShape, kernel: Tiles) -> int:
@@ -121,6 +123,6 @@ codes in all runs; ``odd_runs`` runs of codes that do not begin at a byte; ``mov
 spread block; ``passes`` tiles of windows, those left over one by one; ``full_tiles, full_steps`` tiles full of windows
 and their whole steps of K, ``full_halves`` those whose rows end in half a step; ``rest_tiles, rest_steps, rest_halves``
 the same of windows left over; ``channel_blocks`` blocks of channels of a depthwise layer; ``window_rows`` kernel rows
-of all rows of outputs, per block; ``window_columns`` input columns in them, ``odd_columns`` those not beginning at a
-byte; ``stores`` calls that pack outputs of 4 and 2 bits.
+of all rows of outputs, per block (times kernel columns where those are dilated); ``window_columns`` input columns in
+them, ``odd_columns`` those not beginning at a byte; ``stores`` calls that pack outputs of 4 and 2 bits.
 """

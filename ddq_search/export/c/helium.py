@@ -89,13 +89,14 @@ def _channel_blocks(codes: NDArray[np.int8], bits: int, shape: LayerShape) -> by
 def _rows_scratch(shape: LayerShape, weight_bits: int, input_bits: int) -> int:
     """Parameters and weights of 16 channels, the input rows of one row of outputs, and its codes."""
     taps = -(-shape.row_length // 4) * 4
-    width = (shape.output[1] - 1) * shape.stride[1] + shape.kernel[1]
+    stride = shape.stride[1] if shape.dilation[1] == 1 else shape.kernel[1]
+    width = (shape.output[1] - 1) * stride + shape.kernel[1]
     return LANES * (16 + taps + shape.kernel[0] * width + shape.output[1])
 
 
 def _one_per_channel(shape: LayerShape) -> bool:
-    """Whether every input channel has one output channel and the taps of a window row are neighbours."""
-    return shape.input[2] == shape.output[2] == shape.groups and shape.dilation[1] == 1
+    """Whether every input channel has one output channel."""
+    return shape.input[2] == shape.output[2] == shape.groups
 
 
 def _depthwise(bits: int) -> Kernel:

@@ -1,8 +1,8 @@
 /* What the Helium kernels share: signed codes, requantization of rows, packing.
  *
  * Activations become int8 on the way into scratch (code XOR 0x80, that is code - 128), so that VMLADAV.S8 takes 16
- * products at a time; the exporter folds the rest into the bias (offset 128). Without Helium the same steps are plain C
- * on the same layouts, for hosts and sanitizers.
+ * products at a time; the exporter folds the rest into the bias (offset 128). Without Helium the same steps are plain
+ * C on the same layouts, for hosts and sanitizers.
  */
 #ifndef DDQ_HELIUM_H
 #define DDQ_HELIUM_H
@@ -109,10 +109,10 @@ static inline void ddq_pack(uint8_t *y, uint32_t first, const uint8_t *codes, in
 
 #if defined(__ARM_FEATURE_MVE)
 /* How a channel's shift is split: saturating left shifts before the doubled high product, rounding right shifts
- * (negative numbers) after it. Two roundings: the product is rounded, too. One rounding: it is not, and a right shift by
- * at least one follows; floor((acc * m) / 2^31), then adding half and shifting by n, is floor((acc * m + 2^(30 + n)) /
- * 2^(31 + n)), because the bits that the first floor drops lie below the half. Where the left shift saturates the result
- * exceeds every code. */
+ * (negative numbers) after it. Two roundings: the product is rounded, too. One rounding: it is not, and a right shift
+ * by at least one follows; floor((acc * m) / 2^31), then adding half and shifting by n, is floor((acc * m + 2^(30 +
+ * n)) / 2^(31 + n)), because the bits that the first floor drops lie below the half. Where the left shift saturates
+ * the result exceeds every code. */
 static inline int32x4_t ddq_left_shift(int32x4_t shift, int rounding) {
     const int32x4_t raised = rounding == DDQ_DOUBLE ? shift : vaddq_n_s32(shift, 1);
     return vmaxq_s32(raised, vdupq_n_s32(0));

@@ -1,8 +1,8 @@
 /* Convolutions, pointwise, grouped and linear layers on Helium: columns of int8 codes times rows of weights.
  *
  * Three windows are gathered into columns (at the end of the image one at a time); then every pair of weight rows is
- * multiplied with the three columns, or four rows with the one (ddq_helium_products.h, also the layout of weights), and
- * the sums of all channels are requantized four lanes at a time.
+ * multiplied with the three columns, or four rows with the one (ddq_helium_products.h, also the layout of weights),
+ * and the sums of all channels are requantized four lanes at a time.
  *
  * Scratch: three columns; sums of three columns, int32, channels of a group rounded up to four; their codes, before
  * they are packed.
@@ -214,8 +214,8 @@ static void execute(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *s
     tiling t = {bits, k, depth, rows, column_bytes, columns, columns, (int32_t *)(void *)(scratch + PIXELS * padded),
                 rows3, rows1, last, bytes && h_end > 0 ? h_end : 0, bytes && w_end > 0 ? w_end : 0,
                 (uint32_t)l->dilation_h * l->in_w * l->in_c,
-                {{columns, columns + column_bytes, columns + 2 * column_bytes}, 0, row_bytes - half_bytes, overshoot, 0, 0,
-                 0, 0, half_bytes, row_bytes}};
+                {{columns, columns + column_bytes, columns + 2 * column_bytes}, 0, row_bytes - half_bytes, overshoot,
+                 0, 0, 0, 0, half_bytes, row_bytes}};
     if (dense)
         multiply(l, x, y, &t);
     else

@@ -1,127 +1,17 @@
-/* Depthwise convolutions on Helium, 16 channels at a time.
+/* Depthwise convolutions on Helium, 16 channels at a time (ddq_helium_block.h: what scratch holds of them).
  *
- * For every row of outputs the input rows of its windows are copied to scratch as int8, [column][kernel row][16], with
- * in_zero beside the image: the taps of a window then follow each other. Every tap is 16 products of int8 in int16
- * lanes (even channels and odd channels, VMULLB and VMULLT).
+ * Every tap is 16 products of int8 in int16 lanes (even channels and odd channels, VMULLB and VMULLT).
  *
  * Accumulators: |w * (x - 128)| <= 127 * 128 with 8-bit weights, so that two taps fit int16 before they are added to
  * int32; 7 * 128 with 4 bits: 36 taps; 128 with 2 bits: 255 taps.
  *
- * Layout: the taps of a channel in the order kernel column, kernel row, packed lowest bits first into ceil(taps * bits /
- * 8) bytes; of every 16 channels (the last block may have fewer) first all first bytes, then all second ones, ….
+ * Layout: the taps of a channel by kernel column, then kernel row, packed lowest bits first into ceil(taps * bits / 8)
+ * bytes; of every 16 channels (the last block may have fewer) first all first bytes, then all second ones, ….
  *
- * Scratch: bias, multiplier, left and right shifts of 16 channels (int32); their weights, one int8 per tap, taps rounded
- * up to 4; the input rows; one row of output codes.
+ * Scratch: bias, multiplier, left and right shifts of 16 channels (int32); their weights, one int8 per tap, taps
+ * rounded up to 4; the input rows; one row of output codes.
  */
-#include "ddq_helium.h"
-
-enum { PARAMETERS = 4 * DDQ_LANES };
-
-/* Sixteen channels of one layer. */
-typedef struct {
-    const ddq_layer *layer;
-    int first, count; /* channels */
-    int taps, chunk;  /* of them fit int16 together */
-    int32_t *bias;    /* then multiplier, left shifts, right shifts: each 16, in the order of the lanes of `order` */
-    int8_t *weights;  /* [taps][16] */
-    int8_t *rows;     /* [column][kernel row][16] */
-    uint8_t *codes;   /* [out_w][16], of outputs of less than 8 bits before they are packed */
-} block;
-
-static inline int least(int a, int b) { return a < b ? a : b; }
-
-/* Channel of lane 4 j + i: widening halves twice leaves channels 0, 4, 8, 12; 2, 6, …; 1, 5, …; 3, 7, …. */
-static inline int channel_of(int lane) { return lane % 4 * 4 + lane / 8 + lane / 4 % 2 * 2; }
-
-static void prepare_parameters(const block *b) {
-    const ddq_layer *l = b->layer;
-    int32_t *to = b->bias;
-#if defined(__ARM_FEATURE_MVE)
-    for (int quarter = 0; quarter < 4; quarter++, to += 4) {
-        const uint32x4_t channels = vaddq_n_u32(vidupq_n_u32(0, 4), (uint32_t)channel_of(4 * quarter));
-        const mve_pred16_t lanes = vcmphiq_u32(vdupq_n_u32((uint32_t)b->count), channels);
-        const int32x4_t shift = vldrbq_gather_offset_z_s32(l->shift + b->first, channels, lanes);
-        const int32x4_t left = ddq_left_shift(shift, l->rounding);
-        vst1q_s32(to, vldrwq_gather_shifted_offset_z_s32(l->bias + b->first, channels, lanes));
-        vst1q_s32(to + DDQ_LANES, vldrwq_gather_shifted_offset_z_s32(l->multiplier + b->first, channels, lanes));
-        vst1q_s32(to + 2 * DDQ_LANES, left);
-        vst1q_s32(to + 3 * DDQ_LANES, vsubq_s32(shift, left));
-    }
-#else
-    for (int lane = 0; lane < DDQ_LANES; lane++)
-        to[lane] = l->bias[least(channel_of(lane), b->count - 1) + b->first];
-#endif
-}
-
-/* Weights of the block as int8, [taps][16]; lanes beyond its channels stay undefined. */
-static void prepare_weights(const block *b, int bits) {
-    const int per_byte = 8 / bits, row_bytes = (b->taps + per_byte - 1) / per_byte;
-    const uint8_t *from = b->layer->weights + (uint32_t)b->first * (uint32_t)row_bytes;
-    int8_t *to = b->weights;
-    for (int i = 0; i < row_bytes; i++, from += b->count)
-        for (int field = 0; field < per_byte; field++, to += DDQ_LANES) {
-            const int up = 8 - bits - field * bits;
-#if defined(__ARM_FEATURE_MVE)
-            const int8x16_t bytes = vldrbq_z_s8((const int8_t *)from, vctp8q((uint32_t)b->count));
-            vst1q_s8(to, vshlq_r_s8(vshlq_r_s8(bytes, up), bits - 8));
-#else
-            for (int c = 0; c < b->count; c++)
-                to[c] = (int8_t)((int8_t)(uint8_t)(from[c] << up) >> (8 - bits));
-#endif
-        }
-}
-
-static inline int8_t *fill_columns(int8_t *to, uint8_t code, int columns, int step) {
-    for (; columns > 0; columns--, to += step)
-        ddq_fill_signed(to, code, DDQ_LANES);
-    return to;
-}
-
-/* Codes of the block's channels at neighbouring positions, from code `index` on; lanes beyond them stay undefined. */
-static __attribute__((noinline)) void unpack_columns(const block *b, const uint8_t *x, uint32_t index, int columns,
-                                                     int8_t *to, int step) {
-    const int bits = b->layer->in_bits, depth = b->layer->in_c, count = b->count;
-#if defined(__ARM_FEATURE_MVE)
-    if (depth * bits % 8 == 0) {
-        const uint8_t *from = x + index * (uint32_t)bits / 8;
-        for (; columns > 0; columns--, to += step, from += depth * bits / 8)
-            vst1q_u8((uint8_t *)to, veorq_u8(ddq_unpacked(from, count, bits), vdupq_n_u8(DDQ_OFFSET)));
-        return;
-    }
-#endif
-    for (; columns > 0; columns--, to += step, index += (uint32_t)depth)
-        ddq_copy_signed(to, x, index, count, bits);
-}
-
-/* The same from codes of 8 bits. */
-static inline void copy_columns(const uint8_t *from, int depth, int count, int columns, int8_t *to, int step) {
-#if defined(__ARM_FEATURE_MVE)
-    const mve_pred16_t lanes = vctp8q((uint32_t)count);
-    const uint8x16_t flip = vdupq_n_u8(DDQ_OFFSET);
-    for (; columns > 0; columns--, to += step, from += depth)
-        vst1q_u8((uint8_t *)to, veorq_u8(vld1q_z_u8(from, lanes), flip));
-#else
-    for (; columns > 0; columns--, to += step, from += depth)
-        ddq_copy_bytes(to, from, count);
-#endif
-}
-
-/* One input row into its place among the rows; `h` may lie beside the image. */
-static __attribute__((noinline)) void copy_row(const block *b, const uint8_t *x, int h, int width, int8_t *to) {
-    const ddq_layer *l = b->layer;
-    const int step = l->kernel_h * DDQ_LANES, inside = h >= 0 && h < l->in_h;
-    const int begin = inside ? least(l->pad_left, width) : width;
-    const int end = inside ? least(l->pad_left + l->in_w, width) : width;
-    to = fill_columns(to, l->in_zero, begin, step);
-    if (end > begin) {
-        const uint32_t index = (uint32_t)(h * l->in_w) * l->in_c + (uint32_t)b->first;
-        if (l->in_bits == 8)
-            copy_columns(x + index, l->in_c, b->count, end - begin, to, step);
-        else
-            unpack_columns(b, x, index, end - begin, to, step);
-    }
-    fill_columns(to + (end - begin) * step, l->in_zero, width - end, step);
-}
+#include "ddq_helium_block.h"
 
 #if defined(__ARM_FEATURE_MVE)
 typedef struct {
@@ -199,7 +89,7 @@ static inline __attribute__((always_inline)) void output_row(const block *b, uin
     const mve_pred16_t lanes = vctp8q((uint32_t)b->count);
     const int8_t *x = b->rows, *weights = b->weights;
     const int32_t *bias = b->bias;
-    const int step = l->stride_w * l->kernel_h * DDQ_LANES, taps = b->taps, chunk = b->chunk;
+    const int step = b->step, taps = b->taps, chunk = b->chunk;
     const int out_zero = l->out_zero, low = l->low, high = l->high;
     for (int left = l->out_w; left > 0; left--, x += step, to += stride) {
         sums16 s = {{vld1q_s32(bias), vld1q_s32(bias + 4), vld1q_s32(bias + 8), vld1q_s32(bias + 12)}};
@@ -230,7 +120,7 @@ static void output_chunks(const block *b, uint8_t *to, int stride) {
     for (int ox = 0; ox < l->out_w; ox++, to += stride)
         for (int lane = 0; lane < DDQ_LANES; lane++) {
             const int c = channel_of(lane);
-            const int8_t *x = b->rows + ox * l->stride_w * l->kernel_h * DDQ_LANES + c;
+            const int8_t *x = b->rows + ox * b->step + c;
             int32_t acc = b->bias[lane];
             int narrow = 0;
             for (int tap = 0; tap < b->taps && c < b->count; tap++) {
@@ -268,11 +158,9 @@ static __attribute__((noinline)) void pack_columns(const block *b, uint8_t *y, u
 
 static void output_rows(const block *b, const uint8_t *x, uint8_t *y) {
     const ddq_layer *l = b->layer;
-    const int width = (l->out_w - 1) * l->stride_w + l->kernel_w, whole = l->out_bits == 8;
+    const int whole = l->out_bits == 8;
     for (int oy = 0; oy < l->out_h; oy++) {
-        int h = oy * l->stride_h - l->pad_top;
-        for (int ky = 0; ky < l->kernel_h; ky++, h += l->dilation_h)
-            copy_row(b, x, h, width, b->rows + ky * DDQ_LANES);
+        copy_rows(b, x, oy);
         const uint32_t index = (uint32_t)(oy * l->out_w) * l->out_c + (uint32_t)b->first;
         uint8_t *to = whole ? y + index : b->codes;
         const int stride = whole ? l->out_c : DDQ_LANES;
@@ -286,10 +174,12 @@ static void output_rows(const block *b, const uint8_t *x, uint8_t *y) {
 }
 
 static void depthwise(const ddq_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scratch, int bits, int chunk) {
-    const int taps = l->kernel_h * l->kernel_w, width = (l->out_w - 1) * l->stride_w + l->kernel_w;
+    const int taps = l->kernel_h * l->kernel_w, apart = l->dilation_w > 1, stride = apart ? l->kernel_w : l->stride_w;
+    const int width = (l->out_w - 1) * stride + l->kernel_w;
     int32_t *bias = (int32_t *)(void *)scratch;
     int8_t *weights = (int8_t *)(bias + PARAMETERS), *rows = weights + ((taps + 3) & ~3) * DDQ_LANES;
-    block b = {l, 0, 0, taps, chunk, bias, weights, rows, (uint8_t *)rows + width * l->kernel_h * DDQ_LANES};
+    const int column = l->kernel_h * DDQ_LANES;
+    block b = {l, 0, 0, taps, chunk, width, stride * column, bias, weights, rows, (uint8_t *)rows + width * column};
     for (; b.first < l->out_c; b.first += DDQ_LANES) {
         b.count = least(DDQ_LANES, l->out_c - b.first);
         prepare_parameters(&b);

@@ -1,10 +1,10 @@
 /* Products of rows of weights with columns of int8 codes, the inner loops of ddq_helium_conv.c.
  *
- * Layout of a row: blocks of 16 bytes. Of 4-bit codes a block holds 32: byte j code j in its low half and code 16 + j in
- * its high half; of 2-bit codes 64: byte j codes j, 16 + j, 32 + j and 48 + j from the lowest bits up. A last block that
- * has n codes left takes h = ceil(n / codes per byte) bytes: byte j holds codes j, h + j, …. If h is at most 8 it is a
- * half block: byte j holds 4-bit codes 2 j and 2 j + 1, or 2-bit codes 2 j, 2 j + 1, 2 h + 2 j and 2 h + 2 j + 1, since
- * 8 bytes widened to 16 lanes give two fields at a time. `spread` moves a column's last codes to match, so that
+ * Layout of a row: blocks of 16 bytes. Of 4-bit codes a block holds 32: byte j code j in its low half and code 16 + j
+ * in its high half; of 2-bit codes 64: byte j codes j, 16 + j, 32 + j and 48 + j from the lowest bits up. A last block
+ * that has n codes left takes h = ceil(n / codes per byte) bytes: byte j holds codes j, h + j, …. If h is at most 8 it
+ * is a half block: byte j holds 4-bit codes 2 j and 2 j + 1, or 2-bit codes 2 j, 2 j + 1, 2 h + 2 j and 2 h + 2 j + 1,
+ * since 8 bytes widened to 16 lanes give two fields at a time. `spread` moves a column's last codes to match, so that
  * tail-predicated loops read exactly the bytes of a row.
  *
  * 4- and 2-bit codes are multiplied in the high bits of their byte, which scales sums by 16 and 64: one shift or mask
