@@ -37,7 +37,11 @@ SURFACE = {
     "": ["--version"],
     "search": [
         "--config", "--model", "--weights", "--data", "--device", "--latency", "--flash-kib", "--flash",
-        "--peak-ram-kib", "--peak-ram", "--seed", "--pin", "--set", "--out", "--resume",
+        "--peak-ram-kib", "--peak-ram", "--seed", "--pin", "--set", "--out", "--resume", "--mode", "--baselines",
+    ],
+    "solve": [
+        "run", "--device", "--latency", "--flash-kib", "--flash", "--peak-ram-kib", "--peak-ram", "--set", "--out",
+        "--resume",
     ],
     "report": ["run"],
     "compare": ["runs", "--out"],
