@@ -211,10 +211,15 @@ def matrix(form: Form, counts: Sequence[Count]) -> Array:
     return result
 
 
+def counted_by(form: Form, weight_bits: int, counts: Sequence[Count]) -> list[Count]:
+    """Returns the calls that a form describes."""
+    kernel = f"{form.kernel}_w{weight_bits}"
+    return [count for count in counts if count.kernel == kernel and form.executes(count.shape)]
+
+
 def fitted(form: Form, weight_bits: int, counts: Sequence[Count]) -> tuple[list[Count], Array, Array, Array]:
     """Returns the calls of a form, its coefficients, the relative errors, and those of leaving each call out."""
-    kernel = f"{form.kernel}_w{weight_bits}"
-    own = [count for count in counts if count.kernel == kernel and form.executes(count.shape)]
+    own = counted_by(form, weight_bits, counts)
     counted, target = matrix(form, own), np.array([count.instructions for count in own], dtype=np.float64)
     coefficients = fit_relative(counted, target)
     return own, coefficients, counted @ coefficients / target - 1, leave_one_out(counted, target)
