@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from hardware_models.fitting import Array
 
 NOISE = 0.07
-"""Relative error expected of the form itself. This and the following were set once, for all boards and splits."""
+"""Relative error expected of the form itself. This and the following are one choice for
+all boards and splits, made while looking at their held-out errors."""
 FREEDOM = 8.0
 """Boards' worth of belief in `SPREAD`."""
 SPREAD = 0.05
