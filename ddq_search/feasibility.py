@@ -103,6 +103,10 @@ def require_feasible(pricing: Pricing, budgets: Mapping[str, float]) -> None:
         policy = pricing.cheapest(cost, {})
         assert policy is not None
         lines.append(f"  {_blockers(pricing, cost, policy)}")
+    closest = pricing.price(pricing.projector.nearest(budgets))
+    reached = ", ".join(f"{LABELS[cost]} {show(cost, closest[cost], pricing.reference)}" for cost in budgets)
+    excess = max(closest[cost] / limit - 1 for cost, limit in budgets.items())
+    lines.append(f"  nearest policy: {reached}; every budget exceeded by at most {100 * excess:.1f} %")
     lines.append("  loosen a budget to an achievable pair above, or take a smaller model or another device")
     raise BudgetError("\n".join(lines))
 

@@ -92,6 +92,15 @@ class Projector:
         """Returns the policy of least ``cost`` within the other limits, or None when there is none."""
         return self._solve(limits, minimise=cost)
 
+    def nearest(self, limits: Mapping[str, float]) -> dict[str, int]:
+        """Returns the policy whose largest cost relative to its limit is least: it keeps all limits where one can."""
+        rows, width = self._choices(), self._columns + 1
+        for cost, limit in limits.items():
+            rows += [(_with_slack(_scaled(row, limit), width), -np.inf, 0.0) for row in self._rows[cost]]
+        policy = self._run(_last(width), rows, width)
+        assert policy is not None, "without limits there is always a policy"
+        return policy
+
     def most_likely(
         self,
         log_probabilities: NDArray[np.float64],
@@ -136,19 +145,13 @@ class Projector:
         extra = 1 if minimise == PEAK_RAM else 0
         width = self._columns + extra
         objective = np.zeros(width)
-        rows: list[tuple[_Row, float, float]] = [(row, 0.0, 0.0) for row in self._marginals]
-        for variable in self._variables:
-            columns = self._first[variable.name] + np.arange(len(variable.candidates))
-            rows.append((_Row(columns, np.ones(len(columns)), 0.0), 1.0, 1.0))
+        rows = self._choices()
         for cost, limit in limits.items():
             rows += [(_scaled(row, limit), -np.inf, 1.0) for row in self._rows[cost]]
         if minimise == PEAK_RAM:
-            objective[-1] = 1.0
+            objective = _last(width)
             size = max(row.values.sum() + row.constant for row in self._rows[PEAK_RAM])
-            for row in self._rows[PEAK_RAM]:
-                scaled = _scaled(row, size)
-                wide = _Row(np.append(scaled.columns, width - 1), np.append(scaled.values, -1.0), scaled.constant)
-                rows.append((wide, -np.inf, 0.0))
+            rows += [(_with_slack(_scaled(row, size), width), -np.inf, 0.0) for row in self._rows[PEAK_RAM]]
         elif minimise is not None:
             (row,) = self._rows[minimise]
             np.add.at(objective, row.columns, row.values / max(row.values.max(initial=0.0), 1e-300))
@@ -158,6 +161,14 @@ class Projector:
             columns = np.array([self._first[v.name] + v.candidates.index(policy[v.name]) for v in self._variables])
             rows.append((_Row(columns, np.ones(len(columns)), 0.0), -np.inf, len(columns) - 1.0))
         return self._run(objective, rows, width)
+
+    def _choices(self) -> list[tuple[_Row, float, float]]:
+        """Every variable takes one candidate, and tables over several variables follow."""
+        rows = [(row, 0.0, 0.0) for row in self._marginals]
+        for variable in self._variables:
+            columns = self._first[variable.name] + np.arange(len(variable.candidates))
+            rows.append((_Row(columns, np.ones(len(columns)), 0.0), 1.0, 1.0))
+        return rows
 
     def _run(
         self, objective: NDArray[np.float64], rows: list[tuple[_Row, float, float]], width: int
@@ -194,6 +205,17 @@ class Projector:
 
 def _scaled(row: _Row, size: float) -> _Row:
     return _Row(row.columns, row.values / size, row.constant / size)
+
+
+def _with_slack(row: _Row, width: int) -> _Row:
+    """The row minus the last column, which then bounds it from above."""
+    return _Row(np.append(row.columns, width - 1), np.append(row.values, -1.0), row.constant)
+
+
+def _last(width: int) -> NDArray[np.float64]:
+    objective = np.zeros(width)
+    objective[-1] = 1.0
+    return objective
 
 
 def _sorted_axes(factor: Factor) -> tuple[tuple[str, ...], NDArray[np.float64]]:

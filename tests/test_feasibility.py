@@ -56,6 +56,8 @@ def test_an_impossible_pair_names_what_each_allows_of_the_other():
     assert "with flash ≤ 2.5 KiB the least latency is reached at latency 7 ms" in message
     assert "with latency ≤ 5 ms the least flash is reached at latency 5 ms" in message
     assert "v0 6 ms (86 %), v1 1 ms (14 %)" in message
+    nearest = "nearest policy: latency 5 ms (125.0 % of uniform 8 bit), flash 3.5 KiB (87.5 % of uniform 8 bit); "
+    assert nearest + "every budget exceeded by at most 40.0 %" in message
 
 
 @settings(max_examples=30, deadline=None)

@@ -110,3 +110,18 @@ def test_a_table_without_monotony_is_solved_not_walked():
     assert projector.most_likely(log_probabilities, {LATENCY: 10.0}) == eight
     assert sorted(projector.most_likely(log_probabilities, {LATENCY: 9.9}).values()) == [2, 8]
     assert sorted(projector.most_likely(log_probabilities, {FLASH: 12.0}).values()) == [4, 8]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 5000), tight=st.floats(0.3, 1.2))
+def test_nearest_against_brute_force(seed, tight):
+    """The largest cost relative to its limit is the least of all policies', peak RAM included."""
+    tables = toy_tables([(2, 4, 8), (4, 8), (2, 8)], seed)
+    prices = {tuple(policy.values()): tables.price(policy) for policy in all_policies(tables.space)}
+    limits = {cost: tight * float(np.median([p[cost] for p in prices.values()])) for cost in (LATENCY, FLASH, PEAK_RAM)}
+
+    def excess(price):
+        return max(price[cost] / limit for cost, limit in limits.items())
+
+    found = Projector(tables).nearest(limits)
+    assert excess(tables.price(found)) == pytest.approx(min(map(excess, prices.values())), rel=1e-6)
