@@ -143,6 +143,7 @@ def verify_program(
     priced_flash_bytes: int | None = None,
     strict: bool = False,
     emulated: Mapping[str, int] = EMULATED,
+    objects: Path | None = None,
 ) -> VerificationReport:
     """Returns the proof for the program exported to ``folder`` and writes it there as ``verification.json``.
 
@@ -154,6 +155,7 @@ def verify_program(
         priced_flash_bytes: the policy's flash price, to compare with the size of the constants.
         strict: whether a failure raises.
         emulated: emulated target of the C project → samples it runs at most.
+        objects: folder that keeps compiled C kernels for further verifications.
 
     Raises:
         VerificationError: the files are damaged or belong to another network, or ``strict`` and a check failed.
@@ -171,7 +173,7 @@ def verify_program(
     model, note = _open_onnx(folder / ONNX_FILE, program, network)
     tflite, tflite_note = _open_tflite(folder / TFLITE_FILE, program, network)
     tensors = {name: Comparison() for name in expected.tensors}
-    c_project, c_note = _open_c(folder / C_FOLDER, program, emulated)
+    c_project, c_note = _open_c(folder / C_FOLDER, program, emulated, objects)
     with c_project or nullcontext():
         for start in range(0, len(codes), CHUNK):
             part = codes[start : start + CHUNK]
@@ -214,11 +216,13 @@ def verify_program(
     return report
 
 
-def _open_c(folder: Path, program: IntegerProgram, emulated: Mapping[str, int]) -> tuple[CComparison | None, str]:
+def _open_c(
+    folder: Path, program: IntegerProgram, emulated: Mapping[str, int], objects: Path | None
+) -> tuple[CComparison | None, str]:
     if not folder.exists():
         return None, f"no folder {folder.name} with a C project"
     gap = missing(TARGETS["host"])
-    return (None, f"could not run: {gap}") if gap else (CComparison(folder, program, emulated), "")
+    return (None, f"could not run: {gap}") if gap else (CComparison(folder, program, emulated, objects), "")
 
 
 def _open_onnx(path: Path, program: IntegerProgram, network: DiscreteNetwork) -> tuple[OnnxComparison | None, str]:

@@ -7,6 +7,7 @@ What this machine lacks a tool for is named, never passed over.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import tempfile
@@ -20,7 +21,16 @@ from numpy.typing import NDArray
 from ddq_search.errors import ExportError, VerificationError
 from ddq_search.export.c.observations import Codes, digest, input_bytes, read_codes, read_digests, sample_hashes
 from ddq_search.export.c.project import read_project
-from ddq_search.export.c.targets import OPTIMISATION, TARGETS, Target, build, compiler_version, missing, run
+from ddq_search.export.c.targets import (
+    OPTIMISATION,
+    TARGETS,
+    Target,
+    compile_source,
+    compiler_version,
+    link,
+    missing,
+    run,
+)
 from ddq_search.export.onnx_runtime import Comparison
 from ddq_search.integer.program import IntegerProgram
 
@@ -99,14 +109,20 @@ class CReport:
 class CComparison:
     """A C project compiled for this machine and, at the end, for emulated ones.
 
-    Use as a context manager: it compiles into a temporary folder.
+    Use as a context manager: it compiles into a temporary folder, kernels into ``objects`` where that is given.
 
     Raises:
         VerificationError: the project was edited, belongs to another program, or does not compile.
     """
 
-    def __init__(self, folder: Path, program: IntegerProgram, targets: Mapping[str, int] = EMULATED) -> None:
-        self.folder, self.program, self.emulated = folder, program, targets
+    def __init__(
+        self,
+        folder: Path,
+        program: IntegerProgram,
+        targets: Mapping[str, int] = EMULATED,
+        objects: Path | None = None,
+    ) -> None:
+        self.folder, self.program, self.emulated, self.objects = folder, program, targets, objects
         self.facts = read_project(folder)
         if (self.facts["policy_sha256"], self.facts["arithmetic"]) != (program.policy_sha256, program.arithmetic):
             raise VerificationError(f"{folder} belongs to another policy or arithmetic; export again")
@@ -116,8 +132,8 @@ class CComparison:
         self._hashes: list[dict[str, NDArray[np.uint64]]] = []
         self._samples = self._sanitized = self._kept = 0
         try:
-            self._plain = build_project(TARGETS["host"], folder, self._path("host"))
-            self._checked = build_project(TARGETS["host"], folder, self._path("sanitized"), SANITIZED)
+            self._plain = self._build(TARGETS["host"])
+            self._checked = self._build(TARGETS["host"], SANITIZED)
         except ExportError as error:
             self.close()
             raise VerificationError(f"{folder}: {error}") from error
@@ -170,15 +186,16 @@ class CComparison:
         for name, comparison in self._tensors.items():
             comparison.add(found[name], reference[name])
 
-    def _path(self, name: str) -> Path:
-        return Path(self._work.name) / name / "main"
+    def _build(self, target: Target, flags: Sequence[str] = OPTIMISATION) -> Path:
+        elf = Path(self._work.name) / f"{target.name} {' '.join(flags)}" / "main"
+        return build_project(target, self.folder, elf, flags, self.objects)
 
     def _emulate(self, target: Target, samples: int) -> TargetResult:
         if gap := missing(target):
             return TargetResult(0, "", note=f"could not run: {gap}")
         try:
             inputs = np.concatenate(self._inputs)[:samples]
-            elf = build_project(target, self.folder, self._path(target.name))
+            elf = self._build(target)
             found = run_digests(target, elf, self.program, inputs)
         except (ExportError, VerificationError) as error:
             large = [line for line in str(error).splitlines() if "overflowed by" in line or "will not fit" in line]
@@ -190,15 +207,32 @@ class CComparison:
         return TargetResult(len(inputs), compiler_version(target), differing)
 
 
-def build_project(target: Target, folder: Path, elf: Path, flags: Sequence[str] = OPTIMISATION) -> Path:
+def build_project(
+    target: Target, folder: Path, elf: Path, flags: Sequence[str] = OPTIMISATION, objects: Path | None = None
+) -> Path:
     """Compiles a project into a program for a target.
+
+    Args:
+        target: what for.
+        folder: the project.
+        elf: the program to write.
+        flags: of the compiler.
+        objects: folder that keeps compiled kernels and operations by content for further projects.
 
     Raises:
         VerificationError: the project was edited.
         ExportError: a tool is missing, or the sources do not compile.
     """
     read_project(folder)
-    return build(target, sorted(folder.glob("*.c")), elf, flags)
+    found = []
+    headers = b"".join(path.read_bytes() for path in sorted(folder.glob("ddq_*.h")))
+    for source in sorted(folder.glob("*.c")):
+        output = elf.with_name(f"{elf.stem}-{source.stem}.o")
+        if objects is not None and source.name.startswith("ddq_"):
+            content = hashlib.sha256(repr((target, flags, headers, source.read_bytes())).encode()).hexdigest()
+            output = objects / f"{source.stem}-{content[:16]}.o"
+        found.append(output if output.exists() else compile_source(target, source, output, flags))
+    return link(target, found, elf, flags)
 
 
 def run_codes(

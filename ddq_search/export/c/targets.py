@@ -131,22 +131,35 @@ def build(target: Target, sources: Sequence[Path], elf: Path, flags: Sequence[st
     Raises:
         ExportError: a tool is missing, or refused the sources; the message is the tool's.
     """
+    objects = [elf.with_name(f"{elf.stem}-{index}-{source.stem}.o") for index, source in enumerate(sources)]
+    for source, output in zip(sources, objects, strict=True):
+        compile_source(target, source, output, flags)
+    return link(target, objects, elf, flags)
+
+
+def compile_source(target: Target, source: Path, output: Path, flags: Sequence[str] = OPTIMISATION) -> Path:
+    """Compiles one C source into the object ``output`` and returns its path; raises as `build`."""
     if gap := missing(target):
         raise ExportError(f"cannot build: {gap}; install it or choose another target than {target.name!r}")
-    elf.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    compile_flags = (*WARNINGS, *target.flags, *target.compile_flags, *flags, "-I", str(RUNTIME))
+    _call([target.compiler, *compile_flags, "-c", str(source), "-o", str(output)])
+    return output
+
+
+def link(target: Target, objects: Sequence[Path], elf: Path, flags: Sequence[str] = OPTIMISATION) -> Path:
+    """Links objects, and start-up code for a board, into the program ``elf`` and returns it; raises as `build`."""
     link_flags: list[str] = []
     if target.board:
-        sources = [*sources, RUNTIME / "boards" / "cortex_m_start.c"]
+        start = compile_source(
+            target, RUNTIME / "boards" / "cortex_m_start.c", elf.with_name(f"{elf.stem}-start.o"), flags
+        )
+        objects = [*objects, start]
         link_flags = ["-nostartfiles", "--specs=rdimon.specs", "-T", str(RUNTIME / "boards" / "cortex_m.ld")]
         for name in ("code", "data", "constants"):
             origin, length = getattr(target.board, name)
             link_flags.append(f"-Wl,--defsym={name.upper()}_ORIGIN={origin},--defsym={name.upper()}_LENGTH={length}")
-    objects = []
-    for index, source in enumerate(sources):
-        objects.append(str(elf.with_name(f"{elf.stem}-{index}-{source.stem}.o")))
-        compile_flags = (*WARNINGS, *target.flags, *target.compile_flags, *flags, "-I", str(RUNTIME))
-        _call([target.compiler, *compile_flags, "-c", str(source), "-o", objects[-1]])
-    _call([target.linker, *target.flags, *flags, *objects, *link_flags, "-lm", "-o", str(elf)])
+    _call([target.linker, *target.flags, *flags, *map(str, objects), *link_flags, "-lm", "-o", str(elf)])
     return elf
 
 
