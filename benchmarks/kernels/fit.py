@@ -38,7 +38,7 @@ from hardware_models.fitting import Array, fit_relative, leave_one_out
 from hardware_models.terms import TERMS, Term
 
 MEASUREMENTS = Path(__file__).resolve().parents[2] / "hardware_models" / "measurements"
-MODULES = {"dsp": "dsp_forms", "neon": "neon_forms", "neon_dot": "neon_dot_forms"}
+MODULES = {"dsp": "dsp_forms", "helium": "helium_forms", "neon": "neon_forms", "neon_dot": "neon_dot_forms"}
 """Family → module with its forms."""
 PACKED = (4, 2)
 """Widths of outputs that are packed, at a cost per output."""
@@ -59,6 +59,7 @@ class Form:
         tile_channels: channels per tile.
         k_multiple: width of weights → K per step.
         condition: line of the entry that says which layers it executes, if the classes do not.
+        packing: terms of storing outputs of packed widths.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Form:
     tile_channels: int
     k_multiple: Mapping[int, int]
     condition: str = ""
+    packing: tuple[str, ...] = ("outputs",)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _count(line: Mapping[str, str]) -> Count:
 def columns(form: Form) -> list[tuple[str, int | None]]:
     """Returns the fitted columns: (term, width of inputs it is for, None for all); at last outputs of packed widths."""
     by_input = [(term, bits) for bits, terms in form.by_input.items() for term in terms]
-    return [*((term, None) for term in form.shared), *by_input, *(("outputs", bits) for bits in PACKED)]
+    return [*((term, None) for term in form.shared), *by_input, *itertools.product(form.packing, PACKED)]
 
 
 def geometry(form: Form, weight_bits: int, input_bits: int) -> Geometry:
@@ -152,7 +154,7 @@ def matrix(form: Form, calls: Sequence[Count], terms: Mapping[str, Term]) -> Arr
     for index, call in enumerate(calls):
         kernel = geometry(form, call.weight_bits, call.input_bits)
         for column, (term, bits) in enumerate(listed):
-            packing = column >= len(listed) - len(PACKED)
+            packing = column >= len(listed) - len(PACKED) * len(form.packing)
             if bits in (None, call.output_bits if packing else call.input_bits):
                 result[index, column] = terms[term](call.shape, kernel)
     return result
@@ -174,7 +176,7 @@ def fitted(form: Form, weight_bits: int, calls: Sequence[Count], terms: Mapping[
 def toml(fit: Fit, terms: Mapping[str, Term], core: str) -> str:
     """Returns the entries of a profile: one per group of classes and width of inputs that was counted."""
     form, parts = fit.form, []
-    listed = columns(form)[: -len(PACKED)]
+    listed = columns(form)[: -len(PACKED) * len(form.packing)]
     for classes, input_bits in itertools.product(form.entries, form.by_input):
         rows = fit.of(classes, input_bits)
         if not rows:
