@@ -181,7 +181,7 @@ class Runner:
         )
         sources = [RUNTIME / name for name in dict.fromkeys(kernel.source for kernel in kernels)]
         self.elf = build(target, [*sources, BOARDS / "kernel_trial.c", table], directory / "kernel_trial.elf", flags)
-        self._plugin = self._build_plugin() if count else None
+        self._plugin = counting_plugin(target, self.elf, directory) if count else None
 
     def run(self, trials: Sequence[Trial]) -> list[int]:
         """Runs the trials in one program; returns each kernel call's executed instructions ([] without counting).
@@ -240,17 +240,25 @@ class Runner:
                 )
             start = end + 1
 
-    def _build_plugin(self) -> str:
-        """Returns the argument of ``-plugin`` without its output file."""
-        library = self._directory / "libqemu_count.so"
-        command = ["cc", "-O2", "-fPIC", "-shared", str(BOARDS / "qemu_count.c"), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ExportError(f"{' '.join(command)}\n{done.stderr}")
-        listed = subprocess.run([self._target.symbols, str(self.elf)], capture_output=True, text=True, check=True)
-        address = {line.split()[2]: int(line.split()[0], 16) for line in listed.stdout.splitlines() if line[0] != " "}
-        marks = (address[name] & ~1 for name in ("ddq_count_begin", "ddq_count_end"))
-        return f"{library},begin={next(marks):#x},end={next(marks):#x}"
+
+def counting_plugin(target: Target, elf: Path, directory: Path) -> str:
+    """Builds the plugin that counts from ``ddq_count_begin`` to ``ddq_count_end`` of a program.
+
+    Returns:
+        The argument of the emulator's ``-plugin`` without its output file (``,out=FILE``).
+
+    Raises:
+        ExportError: the host's compiler refused it.
+    """
+    library = directory / "libqemu_count.so"
+    command = ["cc", "-O2", "-fPIC", "-shared", str(BOARDS / "qemu_count.c"), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(f"{' '.join(command)}\n{done.stderr}")
+    listed = subprocess.run([target.symbols, str(elf)], capture_output=True, text=True, check=True)
+    address = {line.split()[2]: int(line.split()[0], 16) for line in listed.stdout.splitlines() if line[0] != " "}
+    begin, end = (address[name] & ~1 for name in ("ddq_count_begin", "ddq_count_end"))
+    return f"{library},begin={begin:#x},end={end:#x}"
 
 
 def _output_bytes(trial: Trial) -> int:
