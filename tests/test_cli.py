@@ -60,7 +60,8 @@ SURFACE = {
     "models": [],
     "tune": [
         "--config", "--model", "--weights", "--data", "--device", "--latency", "--flash-kib", "--flash",
-        "--peak-ram-kib", "--peak-ram", "--seed", "--pin", "--set", "--out", "--trials", "--storage",
+        "--peak-ram-kib", "--peak-ram", "--seed", "--pin", "--set", "--out", "--trials", "--objective", "--sampler",
+        "--pruner", "--space", "--workers", "--storage", "--heartbeat", "--stop-hopeless",
     ],
     "demo": ["--out", "--resume"],
 }  # fmt: skip

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
-from ddq_search import tune
+from ddq_search import tune, tune_queue
 from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError, RunError
-from ddq_search.record import RunDirectory
+from ddq_search.record import RunDirectory, locked
+from ddq_search.tune_queue import REASON, STOPPED, Queue, finished, origin, put_back
+from ddq_search.tune_study import StudyPlan, open_study
+from ddq_search.tune_watch import WatchedRun
 
 BASE = load_config(None, {"seed": 3})
+
+
+@pytest.fixture(autouse=True)
+def _unsynchronised() -> Iterator[None]:
+    """No test pulls the plug, so SQLite need not wait for the disk."""
+
+    def connect(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", connect)
+    yield
+    event.remove(Engine, "connect", connect)
 
 
 class _Search:
@@ -30,7 +51,7 @@ class _Search:
         self.seen.append((record.path.name, config.training.joint_rate))
         self.act(len(self.seen))
         point = SimpleNamespace(
-            validation=SimpleNamespace(score=90 - config.search.penalty),
+            validation=SimpleNamespace(score=90 - config.search.penalty, loss=config.search.penalty),
             price={"latency_s": config.training.joint_rate, "flash_bytes": 1000.0},
             policy=SimpleNamespace(bits={"weights/conv1": 8}),
         )
@@ -38,10 +59,10 @@ class _Search:
 
 
 def _study(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, search: _Search, trials: int, base: RunConfig = BASE
+    folder: Path, monkeypatch: pytest.MonkeyPatch, search: _Search, trials: int, base: RunConfig = BASE, **plan: Any
 ) -> optuna.Study:
     monkeypatch.setattr(tune, "search", search)
-    return tune.run_study(base, lambda config: SimpleNamespace(config=config), folder, trials=trials)  # type: ignore[arg-type, return-value]
+    return tune.run_study(base, lambda config: SimpleNamespace(config=config), folder, StudyPlan(trials, **plan))  # type: ignore[arg-type, return-value]
 
 
 def _settings(study: optuna.Study) -> list[dict[str, float]]:
@@ -121,4 +142,245 @@ def test_a_folder_belongs_to_one_configuration(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("storage", ["nonsense://x", "sqlite:////no/such/folder/x.db"])
 def test_storage_that_does_not_open(tmp_path: Path, storage: str) -> None:
     with pytest.raises(ConfigError, match="cannot open the study in"):
-        tune.run_study(BASE, lambda config: pytest.fail("never asked"), tmp_path, trials=1, storage=storage)
+        tune.run_study(BASE, lambda config: pytest.fail("never asked"), tmp_path, StudyPlan(1, storage=storage))
+
+
+# -- objectives, samplers, pruners -------------------------------------------------------------------------------------
+
+
+class _LookingSearch(_Search):
+    """A search that is looked at four times; the loss of trial t at look i is ``losses[t][i]``."""
+
+    def __init__(self, losses: list[list[float]]) -> None:
+        super().__init__()
+        self.losses, self.looks = losses, 0
+
+    def __call__(self, problem: Any, record: RunDirectory, progress: Any) -> Any:
+        point = super().__call__(problem, record, progress)
+        assert isinstance(record, WatchedRun)
+        for look, loss in enumerate(self.losses[len(self.seen) - 1]):
+            self.looks += 1
+            record._judge(f"joint {look}", look, loss)
+        return point
+
+
+def test_a_scalar_study_minimises_the_loss_within_the_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = _study(tmp_path, monkeypatch, _Search(), 3, objective="scalar", sampler="random")
+    assert study.metric_names == ["validation loss"]
+    assert study.best_value == min(trial.params["search.penalty"] for trial in study.trials)
+
+
+def test_a_pruner_stops_what_lies_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median pruner starts after five trials; the sixth is worse than their median from the first look on."""
+    good = [[1.0, 0.8, 0.6, 0.5]] * 5
+    search = _LookingSearch([*good, [3.0, 2.9, 2.8, 2.7], good[0]])
+    study = _study(tmp_path, monkeypatch, search, 7, objective="scalar", pruner="median")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 5 + [
+        TrialState.PRUNED,
+        TrialState.COMPLETE,
+    ]
+    assert search.looks == 6 * 4 + 1
+    assert study.trials[5].user_attrs[STOPPED] == "pruned at joint 0: validation loss 3"
+    assert study.trials[5].intermediate_values == {0: 3.0}
+
+
+def test_a_pruner_in_a_multi_objective_study_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--pruner median: Optuna prunes single-objective studies only"):
+        _study(tmp_path, monkeypatch, _Search(), 1, pruner="median")
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_hopeless_trials_of_a_multi_objective_study_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    """Limits at look 0: 1.4 + 0.2 after four trials, 1.55 + 0.275 after the fifth; all are non-dominated."""
+
+    class AllEqual(_LookingSearch):
+        def __call__(self, problem: Any, record: RunDirectory, progress: Any) -> Any:
+            super().__call__(problem, record, progress)
+            point = SimpleNamespace(
+                validation=SimpleNamespace(score=1.0, loss=1.0), price={"latency_s": 1.0, "flash_bytes": 1.0},
+                policy=SimpleNamespace(bits={}),
+            )  # fmt: skip
+            return SimpleNamespace(point=lambda name: point)
+
+    losses = [[1.0, 1.0], [1.4, 1.0], [1.2, 1.0], [1.1, 1.0], [1.55, 1.0], [1.85, 1.0]]
+    study = _study(tmp_path, monkeypatch, AllEqual(losses), 6, stop_hopeless=not keep)
+    stopped = [trial.number for trial in study.trials if trial.state == TrialState.FAIL]
+    assert stopped == ([] if keep else [5])
+    if not keep:
+        assert study.trials[5].user_attrs[STOPPED] == "hopeless at joint 0: validation loss 1.85 is above 1.825"
+
+
+def test_a_loss_that_is_not_finite_fails_the_trial_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = _LookingSearch([[float("nan")], [1.0]])
+    study = _study(tmp_path, monkeypatch, search, 1)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert "not finite (joint 0)" in study.trials[0].user_attrs[REASON]
+
+
+@pytest.mark.parametrize("name", ["random", "NSGAIISampler", "gp"])
+def test_samplers_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+    expected = _settings(_study(whole, monkeypatch, _Search(), 3, sampler=name))
+    _study(parts, monkeypatch, _Search(), 1, sampler=name)
+    assert _settings(_study(parts, monkeypatch, _Search(), 3, sampler=name)) == expected
+    assert len({tuple(entry.items()) for entry in expected}) == 3
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"sampler": "clever"}, "unknown sampler 'clever'; available: bruteforce, cmaes, gp"),
+        ({"sampler": "cmaes"}, "--sampler cmaes does not fit this study: If the study is being used for multi"),
+        ({"sampler": "bruteforce"}, "--sampler bruteforce does not fit this study"),
+        ({"objective": "scalar", "pruner": "axe"}, "unknown pruner 'axe'; available: hyperband, median, nop"),
+        ({"objective": "best"}, "unknown objective 'best'; available: multi, scalar"),
+    ],
+)
+def test_names_that_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _study(tmp_path, monkeypatch, _Search(), 1, **plan)
+
+
+def test_a_folder_belongs_to_one_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _study(tmp_path, monkeypatch, _Search(), 1)
+    with pytest.raises(RunError, match="study of another objective or search space"):
+        _study(tmp_path, monkeypatch, _Search(), 1, objective="scalar")
+
+
+def test_a_driver_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ddq-search\[postgres\]'") as error:
+        _study(tmp_path, monkeypatch, _Search(), 1, storage="postgresql+psycopg://me:secret@127.0.0.1:1/x")
+    assert "secret" not in str(error.value)
+
+
+# -- artifacts, queue --------------------------------------------------------------------------------------------------
+
+
+class _WritingSearch(_Search):
+    def __call__(self, problem: Any, record: RunDirectory, progress: Any) -> Any:
+        result = super().__call__(problem, record, progress)
+        record.write_text("front.json", f"front of {record.path.name}")
+        record.write_text("policies/p00.json", "{}")
+        return result
+
+
+def test_fronts_and_policies_hang_on_their_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = _study(tmp_path, monkeypatch, _WritingSearch(), 2)
+    for trial in study.trials:
+        attached = {m.filename: m.artifact_id for m in get_all_artifact_meta(trial, storage=study._storage)}
+        assert attached.keys() == {"front.json", "p00.json"}
+        assert (tmp_path / "artifacts" / attached["front.json"]).read_text() == f"front of {trial.number:04d}"
+
+
+def test_a_worker_killed_after_attaching_leaves_no_second_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = _WritingSearch()
+    with monkeypatch.context() as patch:
+        patch.setattr(tune._Worker, "_attach", _then_interrupt(tune._Worker._attach))
+        with pytest.raises(KeyboardInterrupt):
+            _study(tmp_path, monkeypatch, search, 1)
+    study = _study(tmp_path, monkeypatch, search, 1)
+    (trial,) = study.get_trials(states=(TrialState.COMPLETE,))
+    assert (
+        len(get_all_artifact_meta(trial, storage=study._storage)) == 2 == len(list((tmp_path / "artifacts").iterdir()))
+    )
+
+
+def _then_interrupt(act: Callable[..., None]) -> Callable[..., None]:
+    def both(*arguments: Any) -> None:
+        act(*arguments)
+        raise KeyboardInterrupt
+
+    return both
+
+
+def _opened(folder: Path) -> optuna.Study:
+    return open_study(BASE, folder, StudyPlan(1, sampler="random"))
+
+
+def _ask(study: optuna.Study) -> optuna.Trial:
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        return study.ask()
+
+
+def test_never_more_trials_run_than_are_wanted(tmp_path: Path) -> None:
+    """Three machines ask at the same moment for a study that lacks two: the last one gives its trial up."""
+    study = _opened(tmp_path)
+    queue = Queue(study, tmp_path, 2, 60.0)
+    trials = [_ask(study) for _ in range(3)]
+    assert [queue._is_surplus(trial.number) for trial in trials] == [False, False, True]
+    queue._give_up(trials[2])
+    study.tell(trials[0], [1.0, 1.0, 1.0])
+    study.tell(trials[1], [1.0, 1.0, 1.0])
+    assert queue.take() is None
+    assert study.trials[2].user_attrs[REASON] == "not needed: others were enough"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_rule_of_places_never_keeps_too_many(data: st.DataObject) -> None:
+    """Any interleaving of asking, checking, dying and finishing on any number of machines, in memory."""
+    wanted = data.draw(st.integers(1, 4))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    queue = Queue(study, Path(), wanted, 60.0)
+    unchecked: list[int] = []
+    kept: list[int] = []
+    for action in data.draw(st.lists(st.sampled_from(["ask", "check", "die", "finish"]), max_size=40)):
+        if action == "ask":
+            unchecked.append(study.ask().number)
+        elif action == "check" and unchecked:
+            number = unchecked.pop(data.draw(st.integers(0, len(unchecked) - 1)))
+            if queue._is_surplus(number):
+                study.tell(number, state=TrialState.FAIL)
+            else:
+                kept.append(number)
+        elif kept and action in ("die", "finish"):
+            number = kept.pop(data.draw(st.integers(0, len(kept) - 1)))
+            put_back(study, number) if action == "die" else study.tell(number, 1.0)
+    assert finished(study) <= wanted
+
+
+def test_trials_of_dead_workers_are_queued_again(tmp_path: Path) -> None:
+    study = _opened(tmp_path)
+    alive, dead, elsewhere = (_ask(study) for _ in range(3))
+    for trial in (alive, dead, elsewhere):
+        trial.suggest_float("training.joint_rate", 0.01, 0.1)
+        trial.set_user_attr("run", str(tmp_path / f"{trial.number}"))
+        trial.set_user_attr("host", "another machine" if trial is elsewhere else tune_queue.HOST)
+    with locked(tmp_path / f"{alive.number}"):
+        Queue(study, tmp_path, 5, 60.0).recover()
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
+    assert study.trials[3].params == dead.params
+    assert origin(study.trials[3]) == dead.number
+
+
+def test_a_trial_whose_worker_died_before_its_first_sign_of_life(tmp_path: Path) -> None:
+    study = _opened(tmp_path)
+    _ask(study)
+    patient, hasty = Queue(study, tmp_path, 5, 60.0), Queue(study, tmp_path, 5, -1.0)
+    patient.recover()
+    assert study.trials[0].state == TrialState.RUNNING
+    hasty.recover()
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_a_trial_given_away_while_its_worker_slept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sleeper's result is not told twice; whoever got the trial finds its files."""
+
+    def lose(number: int) -> None:
+        if number == 1:
+            put_back(open_study(BASE, tmp_path, StudyPlan(1)), 0)
+
+    search = _Search(lose)
+    study = _study(tmp_path, monkeypatch, search, 1)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert [name for name, _ in search.seen] == ["0000", "0000"]

@@ -1,4 +1,4 @@
-"""The commands that make something: search, tune, report, compare, export, verify, demo."""
+"""The commands that make something: search, solve, report, compare, export, verify, demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ddq_search.cli.lookups import tell_trust
 from ddq_search.cli.output import console, resumable, tell, writing
 from ddq_search.cli.progress import progress_for
 from ddq_search.cli.settings import read_config
-from ddq_search.cli.tables import front_table, price_text, trial_table
+from ddq_search.cli.tables import front_table, price_text
 from ddq_search.config import BudgetConfig, RunConfig, load_config
 from ddq_search.cost import LATENCY
 from ddq_search.discrete import DiscreteNetwork
@@ -111,26 +111,6 @@ def _tell_best(front: Front, document: Mapping[str, Any]) -> None:
         f"float32 of equal epochs), latency {latency}"
     )
     tell_trust(problem)
-
-
-def tune(
-    config: Path | None,
-    flags: Mapping[str, Any],
-    pins: list[str] | None,
-    settings: list[str] | None,
-    out: Path,
-    trials: int,
-    storage: str | None,
-) -> None:
-    """Runs or resumes a study."""
-    from ddq_search.tune import run_study
-
-    base = read_config(config, {**flags, "out": str(out)}, pins, settings)
-    device = assembly.assemble(base).device  # what does not fit is said before there is a study
-    with resumable("the same command goes on"), locked(out), progress_for(console) as progress:
-        study = run_study(base, assembly.assemble, out, trials=trials, storage=storage, progress=progress)
-    console.print(trial_table(study.best_trials, device.calibration))
-    tell(f"study: {out / 'tune.db' if storage is None else storage} ({study.study_name})")
 
 
 def report(run: Path) -> None:

@@ -52,17 +52,25 @@ def _figures(entry: Mapping[str, Any]) -> list[str]:
     return [f"{entry['val_loss']:.4f}", f"{entry['val_score']:.2f}", "" if test is None else f"{test:.2f}"]
 
 
-def trial_table(trials: Sequence[Any], calibration: str) -> Table:
-    """Returns the Pareto-optimal trials of a study with their settings."""
-    label = _latency_label("ms", calibration)
-    table = Table(title="Pareto-optimal trials", title_justify="left")
-    for name in ("trial", "score", label, "flash KiB"):
+def trial_table(trials: Sequence[Any], metrics: Sequence[str], calibration: str) -> Table:
+    """Returns the best trials of a study, of one objective or several, with their settings."""
+    shown = {
+        "validation score": ("score", lambda value: f"{value:.2f}"),
+        "validation loss": ("validation loss", lambda value: f"{value:.4f}"),
+        LATENCY: (_latency_label("ms", calibration), lambda value: f"{value * 1e3:.4g}"),
+        FLASH: ("flash KiB", lambda value: f"{value / 1024:.1f}"),
+    }
+    table = Table(title="Pareto-optimal trials" if len(metrics) > 1 else "best trial", title_justify="left")
+    for name in ("trial", *(shown[metric][0] for metric in metrics)):
         table.add_column(name, justify="right")
     table.add_column("settings")
     for trial in trials:
-        score, seconds, size = trial.values
-        settings = ", ".join(f"{name} {value:.3g}" for name, value in sorted(trial.params.items()))
-        table.add_row(str(trial.number), f"{score:.2f}", f"{seconds * 1e3:.4g}", f"{size / 1024:.1f}", settings)
+        values = [shown[metric][1](value) for metric, value in zip(metrics, trial.values, strict=True)]
+        settings = ", ".join(
+            f"{key.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"
+            for key, value in sorted(trial.params.items())
+        )
+        table.add_row(str(trial.number), *values, settings)
     return table
 
 
