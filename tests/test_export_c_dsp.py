@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -127,13 +128,22 @@ def awkward_trials() -> list[Trial]:
     return listed
 
 
+def large_bias_trials() -> list[Trial]:
+    """Accumulators up to the ends of int32, which the instruction with one rounding could not double."""
+    return [
+        dataclasses.replace(trial, large_bias=True, raised=raised)
+        for trial in awkward_trials()[::7]
+        for raised in (0, 20)
+    ]
+
+
 def test_codes_equal_numpy_on_a_sanitized_host(tmp_path):
-    runner("host", tmp_path, flags=SANITIZERS).run(awkward_trials())
+    runner("host", tmp_path, flags=SANITIZERS).run([*awkward_trials(), *large_bias_trials()])
 
 
 @pytest.mark.parametrize("core", CORES)
 def test_codes_equal_numpy_on_an_emulated_core(core, tmp_path):
-    runner(core, tmp_path).run(awkward_trials())
+    runner(core, tmp_path).run([*awkward_trials(), *large_bias_trials()])
 
 
 def test_codes_equal_numpy_without_the_assembly_loops(tmp_path):
@@ -162,7 +172,15 @@ def random_trial(seed: int) -> Trial:
     rounding = "single" if rng.random() < 0.5 else "double"
     raised = int(rng.choice([0, 0, 1, 2, 5, 11, 14]))
     return Trial(
-        kernel_for(shape, weights), shape, weights, inputs, outputs, rounding, bool(rng.random() < 0.3), raised, seed
+        kernel_for(shape, weights),
+        shape,
+        weights,
+        inputs,
+        outputs,
+        rounding,
+        bool(rng.random() < 0.3),
+        raised,
+        seed=seed,
     )
 
 

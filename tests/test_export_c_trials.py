@@ -79,7 +79,7 @@ def test_a_missing_tool_is_named(monkeypatch, tmp_path):
     with pytest.raises(
         ExportError, match=r"qemu-aarch64 not found; install it or choose another target than 'aarch64'"
     ):
-        targets.build(TARGETS["aarch64"], [], tmp_path / "x.elf")
+        targets.build(TARGETS["aarch64"], [tmp_path / "x.c"], tmp_path / "x.elf")
 
 
 def test_the_compiler_s_words_are_the_error(tmp_path):

@@ -50,6 +50,7 @@ class Trial:
         rounding: of the requantization.
         clamped: whether ``low`` and ``high`` cut the output grid, as activation functions do.
         raised: added to the shifts, so that multipliers at and above one occur.
+        large_bias: whether biases, and so accumulators, spread over all of int32 that the products leave.
         seed: of the layer's constants and input.
     """
 
@@ -61,6 +62,7 @@ class Trial:
     rounding: Rounding = "double"
     clamped: bool = False
     raised: int = 0
+    large_bias: bool = False
     seed: int = 0
 
 
@@ -106,10 +108,14 @@ def draw(trial: Trial) -> Layer:
     in_zero, out_zero = int(rng.integers(0, x_high + 1)), int(rng.integers(0, y_high + 1))
     weight_spread = float(np.std(codebook if codebook is not None else np.arange(low, high + 1))) or 1.0
     spread = math.sqrt(length) * weight_spread * (x_high + 1) / 3.5
+    reach = int(spread) + 1
+    if trial.large_bias:
+        reach = 2**31 - 2 * length * 128 * (x_high + 1)
+        spread = reach / 2
     factors = (y_high + 1) / 4 / spread * rng.uniform(0.4, 1.6, rows)
     mantissa, exponent = np.frexp(factors)
     multiplier = np.minimum(np.round(mantissa * 2.0**31), 2**31 - 1).astype(np.int64)
-    bias = rng.integers(-int(spread) - 1, int(spread) + 2, rows)
+    bias = rng.integers(-reach, reach + 1, rows)
     cut = (y_high // 5, y_high - y_high // 5) if trial.clamped else (0, y_high)
     return Layer(
         trial, codes, codebook, bias.astype(np.int64), multiplier, exponent.astype(np.int64) + trial.raised, x,
