@@ -73,7 +73,9 @@ static inline int32_t column_at(const ddq_layer *layer, const uint8_t *x, int ou
 DDQ_DSP_INLINE void convolve(const ddq_layer *layer, const uint8_t *x, uint8_t *y, uint8_t *scratch, int bits) {
     const int depth = layer->in_c / layer->groups, group_channels = layer->out_c / layer->groups;
     const int length = layer->kernel_h * layer->kernel_w * depth, width = layer->out_w;
-    const int plain = length == layer->in_c && layer->in_bits == 8 && layer->pad_top + layer->pad_left == 0;
+    const int inside = layer->pad_top + layer->pad_left == 0 && (layer->out_h - 1) * layer->stride_h < layer->in_h &&
+                       (layer->out_w - 1) * layer->stride_w < layer->in_w;
+    const int plain = layer->groups == 1 && length == layer->in_c && layer->in_bits == 8 && inside;
     uint32_t *const columns = (uint32_t *)(void *)scratch;
     uint8_t *const bytes = scratch + ((length + 3) / 4) * DDQ_DSP_PITCH * 4;
     const ddq_dsp_output output = ddq_dsp_output_of(layer, length);
