@@ -61,7 +61,7 @@ def test_terms_by_hand(fit: ModuleType, forms: ModuleType) -> None:
 def test_depthwise_terms_by_hand(fit: ModuleType, forms: ModuleType) -> None:
     shape = LayerShape("depthwise", (4, 6, 18), (2, 3, 18), (3, 3), (2, 2), (0, 0), groups=18)
     found = {name: term(shape, fit.Geometry(8, 2, 1, 16, 1)) for name, term in forms.TERMS.items()}
-    wanted = {"channel_blocks": 2, "window_rows": 12, "window_columns": 84, "odd_columns": 84, "stores": 4}
+    wanted = {"channel_blocks": 2, "window_rows": 12, "window_columns": 84, "inside_columns": 60, "odd_columns": 60}
     assert found | wanted == found
 
 

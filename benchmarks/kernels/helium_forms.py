@@ -47,6 +47,10 @@ FURTHER: Mapping[str, LayerShape] = {
     "dw_4x5_37_s2": depthwise((4, 5), 37, stride=2),
     "dw_5x5_6x6_24": depthwise((6, 6), 24, kernel=5),
     "dw_2x2_48": depthwise((2, 2), 48),
+    "conv_3x3_1x1_40_64": conv((3, 3), (40, 64), padded=False),
+    "conv_3x3_1x2_24_17": conv((3, 4), (24, 17), padded=False),
+    "pw_s2_1x2_96_100": conv((1, 2), (96, 100), (1, 1), stride=2),
+    "dw_5x5s2_7x5_10": depthwise((7, 5), 10, kernel=5, stride=2),
     "dw_d2_9x9_16": conv((9, 9), (16, 16), groups=16, dilation=2),
     "fc_33_16": linear(33, 16),
     "fc_400_1": linear(400, 1),
@@ -62,7 +66,8 @@ _MATRIX = (
     "once", "full_tiles", "full_steps", "full_halves", "rest_tiles", "rest_steps", "rest_halves", "passes", "moved",
 )  # fmt: skip
 _UNPACKED_WINDOWS = ("windows", "runs", "vectors", "odd_runs")
-_UNPACKED_COLUMNS = ("window_rows", "window_columns", "odd_columns")
+_COLUMNS = ("window_rows", "window_columns", "inside_columns")
+_UNPACKED_COLUMNS = (*_COLUMNS, "odd_columns")
 _PACKING = ("outputs", "stores")
 
 
@@ -85,7 +90,7 @@ FORMS = (
     Form(
         "depthwise", {bits: f"ddq_helium_depthwise_w{bits}" for bits in _WIDTHS}, (("depthwise",),),
         lambda shape: shape.layer_class == "depthwise", ("channel_blocks", "tiles", "steps"),
-        {8: ("window_rows", "window_columns"), 4: _UNPACKED_COLUMNS, 2: _UNPACKED_COLUMNS}, 1, 16,
+        {8: _COLUMNS, 4: _UNPACKED_COLUMNS, 2: _UNPACKED_COLUMNS}, 1, 16,
         dict.fromkeys(_WIDTHS, 1), "", _PACKING,
     ),
 )  # fmt: skip

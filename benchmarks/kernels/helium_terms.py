@@ -87,6 +87,22 @@ def _window_columns(shape: LayerShape, kernel: Tiles) -> int:
     return _window_rows(shape, kernel) * (shape.output[1] if shape.dilation[1] > 1 else shared)
 
 
+def _inside(shape: LayerShape, axis: int) -> int:
+    """Pairs of output and tap along an axis that lie inside the image."""
+    places = (
+        output * shape.stride[axis] - shape.padding[axis] + tap * shape.dilation[axis]
+        for output in range(shape.output[axis])
+        for tap in range(shape.kernel[axis])
+    )
+    return sum(0 <= place < shape.input[axis] for place in places)
+
+
+def _inside_columns(shape: LayerShape, kernel: Tiles) -> int:
+    reach = (shape.output[1] - 1) * shape.stride[1] + shape.kernel[1] - shape.padding[1]
+    across = _inside(shape, 1) if shape.dilation[1] > 1 else min(reach, shape.input[1])
+    return _blocks(shape, kernel) * _inside(shape, 0) * across
+
+
 def _stores(shape: LayerShape, kernel: Tiles) -> int:
     if shape.layer_class == "depthwise":
         return _blocks(shape, kernel) * shape.output[0]
@@ -112,7 +128,8 @@ HELIUM_TERMS: Mapping[str, Term] = {
     "channel_blocks": _blocks,
     "window_rows": _window_rows,
     "window_columns": _window_columns,
-    "odd_columns": lambda shape, kernel: _window_columns(shape, kernel) * _odd(shape.input_channels, kernel),
+    "inside_columns": _inside_columns,
+    "odd_columns": lambda shape, kernel: _inside_columns(shape, kernel) * _odd(shape.input_channels, kernel),
     "stores": _stores,
 }
 """Term → count of it:
@@ -123,6 +140,7 @@ codes in all runs; ``odd_runs`` runs of codes that do not begin at a byte; ``mov
 spread block; ``passes`` tiles of windows, those left over one by one; ``full_tiles, full_steps`` tiles full of windows
 and their whole steps of K, ``full_halves`` those whose rows end in half a step; ``rest_tiles, rest_steps, rest_halves``
 the same of windows left over; ``channel_blocks`` blocks of channels of a depthwise layer; ``window_rows`` kernel rows
-of all rows of outputs, per block (times kernel columns where those are dilated); ``window_columns`` input columns in
-them, ``odd_columns`` those not beginning at a byte; ``stores`` calls that pack outputs of 4 and 2 bits.
+of all rows of outputs, per block (times kernel columns where those are dilated); ``window_columns`` columns in them,
+``inside_columns`` those inside the image, ``odd_columns`` those of them that do not begin at a byte; ``stores`` calls
+that pack outputs of 4 and 2 bits.
 """
