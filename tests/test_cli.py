@@ -21,6 +21,7 @@ from typer.main import get_command
 from ddq_search.cli import Interrupted, main
 from ddq_search.cli.app import app
 from ddq_search.cli.output import resumable
+from ddq_search.export.c.proof import EMULATED
 
 FAST = [
     f"--set={key}={value}"
@@ -164,6 +165,24 @@ def test_tflite_export_and_verify(call: Call, run: Path) -> None:
     assert (proof["tflite"] is not None) == ran
     assert call("export", run, "--format", "onnx")[0] == 0
     assert not (folder / "model.tflite").exists()
+
+
+def test_c_export_and_verify(call: Call, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(EMULATED):  # the emulated targets have their own test
+        monkeypatch.delitem(EMULATED, name)  # type: ignore[arg-type]
+    code, out, _ = call("export", run, "--format", "c")
+    assert code == 0
+    assert "C project in" in out
+    folder = run / "export" / json.loads((run / "front.json").read_text())["best"]
+    proof = json.loads((folder / "c" / "project.json").read_text())
+    assert proof["constants_bytes"] == (folder / "program.bin").stat().st_size
+    code, out, _ = call("verify", run)
+    assert code == 0
+    assert ("C: bit-exact on the host" in out) == (shutil.which("cc") is not None)
+    (folder / "c" / "model.c").write_text("")
+    _refused(call("verify", run), "model.c is missing or was edited")
+    assert call("export", run, "--format", "onnx")[0] == 0
+    assert not (folder / "c").exists()
 
 
 def test_one_broken_export_does_not_hide_the_others(call: Call, run: Path) -> None:
