@@ -2,6 +2,9 @@
 
     python benchmarks/kernels/mca.py --core cortex-a53 -o neon_layers_mca.csv --blocks neon_blocks_mca.csv
 
+``cycles`` are those of the whole call; ``product_cycles`` the part in the kernel's own function (tiles and unpacking
+of weights), without gathering, requantization and packing, which all widths share.
+
 The kernels are compiled once per core with one compiler. Every basic block of the executed functions goes through
 llvm-mca in steady state (200 iterations of the block alone); the layers of ``cases.py`` run under ``qemu-aarch64``
 with a plugin that counts executions per instruction, every output checked against NumPy. What the sum does not see:
@@ -25,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from count import COLUMNS, kernels_of, row, trials
 
+from ddq_search.export.c.kernels import Kernel
 from ddq_search.export.c.targets import TARGETS, Target
-from ddq_search.export.c.trials import Runner
+from ddq_search.export.c.trials import Runner, Trial
 
 MODELS = {
     "cortex-a53": "cortex-a53",
@@ -71,11 +75,8 @@ def target(core: str, compiler: str) -> Target:
     return replace(base, compiler=compiler, flags=(tune, "-static"))
 
 
-def blocks(elf: Path, executed: set[int]) -> list[Block]:
-    """Returns the basic blocks of all functions of the program that have executed instructions."""
-    dump = subprocess.run(
-        ["llvm-objdump-19", "-d", "--no-show-raw-insn", str(elf)], capture_output=True, text=True, check=True
-    ).stdout
+def blocks(dump: str, executed: set[int]) -> list[Block]:
+    """Returns the executed basic blocks of a disassembled program."""
     found: list[Block] = []
     for part in re.split(r"\n(?=[0-9a-f]{16} <)", dump):
         header = re.match(r"([0-9a-f]{16}) <([^>]+)>:\n", part)
@@ -85,6 +86,12 @@ def blocks(elf: Path, executed: set[int]) -> list[Block]:
         if any(address in executed for address, _ in code):
             found += [block for block in _split(header[2], code) if block.address in executed]
     return found
+
+
+def disassembly(elf: Path) -> str:
+    """Returns the program's instructions, function by function."""
+    command = ["llvm-objdump-19", "-d", "--no-show-raw-insn", str(elf)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _split(function: str, code: Sequence[tuple[int, str]]) -> list[Block]:
@@ -121,17 +128,17 @@ def cycles(listed: Sequence[Block], model: str) -> dict[int, float]:
 class BlockRunner(Runner):
     """A runner whose plugin counts executions per instruction."""
 
-    def _build_plugin(self) -> str:
-        argument = super()._build_plugin()
-        library = self._directory / "libqemu_blocks.so"
+    def __init__(self, used: Target, kernels: Sequence[Kernel], directory: Path) -> None:
+        super().__init__(used, kernels, directory, count=True, flags=OPTIMISATION)
+        library = directory / "libqemu_blocks.so"
         source = Path(__file__).with_name("qemu_blocks.c")
         subprocess.run(["cc", "-O2", "-fPIC", "-shared", str(source), "-o", str(library)], check=True)
-        return argument.replace("libqemu_count.so", library.name)
+        self._plugin = f"{library},{str(self._plugin).partition(',')[2]}"
 
-    def executions(self, listed: Sequence[object]) -> list[dict[int, int]]:
+    def executions(self, listed: Sequence[Trial]) -> list[dict[int, int]]:
         """Runs trials; returns for each how often every address was executed."""
         try:
-            self.run(listed)  # type: ignore[arg-type]
+            self.run(listed)
         except ValueError as error:  # the counts are not single numbers
             if "invalid literal" not in str(error):
                 raise
@@ -147,20 +154,23 @@ def measure(core: str, compiler: str, only: str) -> tuple[list[dict[str, object]
     seen: dict[int, Block] = {}
     cost: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as directory:
-        runner = BlockRunner(used, kernels, Path(directory), count=True, flags=OPTIMISATION)
+        runner = BlockRunner(used, kernels, Path(directory))
+        dump = disassembly(runner.elf)
         for name, listed in trials(kernels, every_kernel=True).items():
             if not listed or only not in name:
                 continue
             for trial, counts in zip(listed, runner.executions(listed), strict=True):
                 if counts.keys() - seen.keys():
-                    fresh = [b for b in blocks(runner.elf, set(counts)) if b.address not in cost]
+                    fresh = [b for b in blocks(dump, set(counts)) if b.address not in cost]
                     cost |= cycles(fresh, MODELS[core])
                     seen |= {block.address + 4 * i: block for block in fresh for i in range(len(block.text))}
-                total = sum(cost[address] * count for address, count in counts.items() if address in cost)
+                spent = {address: cost[address] * count for address, count in counts.items() if address in cost}
+                own = sum(c for address, c in spent.items() if seen[address].function == trial.kernel.name)
                 version = f"{Path(compiler).name} {' '.join((*used.compile_flags, *used.flags, *OPTIMISATION))}"
                 line = row("aarch64", name, trial, sum(counts.values()))
                 line |= {"core": core, "compiler": version.split()[0], "flags": version.partition(" ")[2]}
-                layers.append(line | {"model": MODELS[core], "cycles": round(total, 1)})
+                total = round(sum(spent.values()), 1)
+                layers.append(line | {"model": MODELS[core], "product_cycles": round(own, 1), "cycles": total})
             print(f"{core} {name}", file=sys.stderr)
     table = [
         {"core": core, "model": MODELS[core], "function": b.function, "block": f"{b.address:x}",
@@ -179,7 +189,11 @@ def main() -> None:
     parser.add_argument("--blocks", type=Path)
     arguments = parser.parse_args()
     measured = [measure(core, arguments.compiler, arguments.only) for core in arguments.core]
-    _write(arguments.out, [line for layers, _ in measured for line in layers], (*COLUMNS, "model", "cycles"))
+    _write(
+        arguments.out,
+        [line for layers, _ in measured for line in layers],
+        (*COLUMNS, "model", "product_cycles", "cycles"),
+    )
     if arguments.blocks:
         columns = ("core", "model", "function", "block", "instructions", "cycles")
         _write(arguments.blocks, [line for _, table in measured for line in table], columns)

@@ -25,8 +25,8 @@
 
 /* A step of six positions: loads of the third pair of positions wait for the registers of the first. */
 #define DDQ_SIX(first, second, third)                                                                                  \
-    "ldp q4, q5, [%[x]]\n ldp q0, q1, [%[w]]\n ldp q2, q3, [%[w], #32]\n ldp q6, q7, [%[x], #32]\n" first             \
-    "ldp q4, q5, [%[x], #64]\n add %[w], %[w], #64\n add %[x], %[x], #96\n" second third
+    "ldp q4, q5, [%[x]]\n ldp q0, q1, [%[w]]\n ldp q2, q3, [%[w], #32]\n ldp q6, q7, [%[x], #32]\n"                    \
+    "add %[w], %[w], #64\n add %[x], %[x], #96\n" first "ldp q4, q5, [%[x], #-32]\n" second third
 
 #define DDQ_HALF_ROWS(low, a, b, c, d, e, f, g, h, x, y)                                                               \
     DDQ_ROW(low, 8h, 8b, a, b, c, d, x)                                                                                \
@@ -50,6 +50,12 @@
     first "tbz %w[n], #0, 1f\n" step "1: lsr %w[n], %w[n], #1\n cbz %w[n], 3f\n"                                       \
           "2: sub %w[n], %w[n], #1\n" step step "cbnz %w[n], 2b\n 3:\n"
 
+/* First step, then one and two where the rest is not fours, then fours. */
+#define DDQ_FOURS(first, step)                                                                                         \
+    first "tbz %w[n], #0, 1f\n" step "1: tbz %w[n], #1, 2f\n" step step                                               \
+          "2: lsr %w[n], %w[n], #2\n cbz %w[n], 4f\n"                                                                 \
+          "3: sub %w[n], %w[n], #1\n" step step step step "cbnz %w[n], 3b\n 4:\n"
+
 #define DDQ_EACH(op, to, from, a, b, c, d)                                                                             \
     #op " v" #a "." #to ", v" #a "." #from "\n" #op " v" #b "." #to ", v" #b "." #from "\n" #op " v" #c "." #to        \
     ", v" #c "." #from "\n" #op " v" #d "." #to ", v" #d "." #from "\n"
@@ -70,23 +76,28 @@
     DDQ_ADD(4, 24, 26, type) DDQ_ADD(5, 28, 30, type)
 #define DDQ_WIDEN "saddlp v0.4s, v0.8h\n saddlp v1.4s, v1.8h\n saddlp v2.4s, v2.8h\n"                                  \
                   "saddlp v3.4s, v3.8h\n saddlp v4.4s, v4.8h\n saddlp v5.4s, v5.8h\n"
+#define DDQ_NARROW "saddlp v0.8h, v0.16b\n saddlp v1.8h, v1.16b\n saddlp v2.8h, v2.16b\n"                              \
+                   "saddlp v3.8h, v3.16b\n saddlp v4.8h, v4.16b\n saddlp v5.8h, v5.16b\n"
 #define DDQ_STORE_SIX "stp q0, q1, [%[sum]]\n stp q2, q3, [%[sum], #32]\n stp q4, q5, [%[sum], #64]\n"
 
 static inline void ddq_half_block(int32_t *sum, const int8_t *x, const int8_t *w, int steps) {
     int n = steps - 1;
-    __asm__ volatile(DDQ_STEPS(DDQ_HALF_STEP(smull), DDQ_HALF_STEP(smlal)) DDQ_EACH_SIX(saddlp, 4s, 8h)
+    __asm__ volatile(DDQ_FOURS(DDQ_HALF_STEP(smull), DDQ_HALF_STEP(smlal)) DDQ_EACH_SIX(saddlp, 4s, 8h)
                          DDQ_ADD_SIX(4s) DDQ_STORE_SIX
                      : [x] "+r"(x), [w] "+r"(w), [n] "+r"(n)
                      : [sum] "r"(sum)
                      : DDQ_CLOBBERED);
 }
 
-static inline void ddq_byte_block(int32_t *sum, const int8_t *x, const int8_t *w, int steps) {
+/* Where four lanes together still fit one (`few`), they are added up before they are widened. */
+static inline void ddq_byte_block(int32_t *sum, const int8_t *x, const int8_t *w, int steps, int block) {
+    const int few = 4 * steps <= block;
     int n = steps - 1;
-    __asm__ volatile(DDQ_STEPS(DDQ_BYTE_STEP(mul), DDQ_BYTE_STEP(mla)) DDQ_EACH_SIX(saddlp, 8h, 16b) DDQ_ADD_SIX(8h)
-                         DDQ_WIDEN DDQ_STORE_SIX
+    __asm__ volatile(DDQ_FOURS(DDQ_BYTE_STEP(mul), DDQ_BYTE_STEP(mla)) "cbz %w[few], 5f\n" DDQ_ADD_SIX(16b)
+                         DDQ_NARROW "b 6f\n 5:\n" DDQ_EACH_SIX(saddlp, 8h, 16b) DDQ_ADD_SIX(8h) "6:\n" DDQ_WIDEN
+                             DDQ_STORE_SIX
                      : [x] "+r"(x), [w] "+r"(w), [n] "+r"(n)
-                     : [sum] "r"(sum)
+                     : [sum] "r"(sum), [few] "r"(few)
                      : DDQ_CLOBBERED);
 }
 

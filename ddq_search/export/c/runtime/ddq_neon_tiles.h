@@ -38,7 +38,8 @@ static inline void ddq_half_block(int32_t *sum, const int8_t *x, const int8_t *w
     }
 }
 
-static inline void ddq_byte_block(int32_t *sum, const int8_t *x, const int8_t *w, int steps) {
+static inline void ddq_byte_block(int32_t *sum, const int8_t *x, const int8_t *w, int steps, int block) {
+    (void)block;
     for (int p = 0; p < 6; p++) {
         int16x8_t total[4];
         for (int c = 0; c < 4; c++) {
@@ -117,7 +118,7 @@ DDQ_INLINE void ddq_tile(int kind, int32_t *sum, const int8_t *x, const int8_t *
         if (kind == DDQ_HALF)
             ddq_half_block(to, x + 96 * done, w + 64 * done, count);
         else
-            ddq_byte_block(to, x + 96 * done, w + 64 * done, count);
+            ddq_byte_block(to, x + 96 * done, w + 64 * done, count, block);
         if (done) {
             DDQ_UNROLL for (int i = 0; i < 24; i += 4)
                 vst1q_s32(sum + i, vaddq_s32(vld1q_s32(sum + i), vld1q_s32(part + i)));
