@@ -101,6 +101,8 @@ AWKWARD = (
     LayerShape("conv", (3, 3, 4), (3, 3, 2), (5, 5), (1, 1), (2, 2)),  # windows larger than the image
     LayerShape("grouped", (9, 7, 6), (5, 4, 6), (3, 3), (2, 2), (1, 1), groups=2),
     LayerShape("grouped", (9, 7, 8), (5, 3, 6), (3, 3), (1, 1), (0, 0), (2, 2), groups=2),
+    LayerShape("grouped", (4, 5, 8), (4, 4, 6), (1, 2), groups=2),  # K is the channels of all groups
+    LayerShape("conv", (3, 5, 8), (4, 6, 4)),  # padded below and to the right only
     LayerShape("pointwise", (3, 5, 20), (3, 5, 14)),
     LayerShape("pointwise", (3, 5, 2), (3, 5, 3)),
     LayerShape("pointwise", (5, 5, 12), (3, 3, 4), stride=(2, 2)),
@@ -158,6 +160,8 @@ def random_trial(seed: int) -> Trial:
     padding = [int(rng.integers(0, (k - 1) * d + 1)) for k, d in zip(kernel, dilation, strict=True)]
     sizes = zip((height, width), kernel, stride, padding, dilation, strict=True)
     output = [max(int((n + 2 * p - (k - 1) * d - 1) // s + 1), 1) for n, k, s, p, d in sizes]
+    if rng.random() < 0.2:  # more padding below and to the right
+        output = [count + 1 for count in output]
     groups = int(rng.choice([1, 1, 2, 3]))
     depth, channels = groups * int(rng.integers(1, 14)), groups * int(rng.integers(1, 8))
     is_depthwise = rng.random() < 0.4
