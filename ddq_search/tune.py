@@ -74,7 +74,7 @@ class _Worker:
         queue = Queue(self._study, self._folder, self._plan.trials, GRACE * self._plan.heartbeat_s)
         while (trial := queue.take()) is not None:
             try:
-                with Heartbeat(self._study, trial, self._plan.heartbeat_s):
+                with Heartbeat(trial, self._plan.heartbeat_s):
                     self._run(trial)
             except UpdateFinishedTrialError:
                 self._progress.note(f"trial {trial.number} was given to another worker meanwhile")

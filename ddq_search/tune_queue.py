@@ -8,6 +8,7 @@ from the checkpoints in its run directory.
 from __future__ import annotations
 
 import contextlib
+import copy
 import socket
 import threading
 import time
@@ -18,6 +19,9 @@ from types import TracebackType
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages._heartbeat import (
+    BaseHeartbeat,
+)  # Optuna runs it in its own loop only, where no trial can be given up
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ddq_search.errors import RunError
@@ -65,8 +69,11 @@ class Requeue:
             self._retry = (kind or optuna.storages.RetryFailedTrialCallback)(max_retry=most)
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Adds a waiting trial."""
-        self._retry(study, trial)
+        """Adds a waiting trial, which nobody holds yet."""
+        fresh = copy.deepcopy(trial)
+        for attribute in ("host", "run"):
+            fresh.user_attrs.pop(attribute, None)
+        self._retry(study, fresh)
 
 
 def put_back(study: optuna.Study, number: int, most: int | None = _MOST_RETRIES) -> None:
@@ -173,6 +180,7 @@ def held(study: optuna.Study, trial: Trial, path: Path) -> Iterator[None]:
     Raises:
         UpdateFinishedTrialError: that worker, or another one, ended the trial.
     """
+    trial.set_user_attr("host", HOST)
     with contextlib.ExitStack() as stack:
         while True:
             try:
@@ -186,15 +194,14 @@ def held(study: optuna.Study, trial: Trial, path: Path) -> Iterator[None]:
                 raise UpdateFinishedTrialError
             time.sleep(1.0)
         trial.set_user_attr("run", str(path))
-        trial.set_user_attr("host", HOST)
         yield
 
 
 class Heartbeat:
     """Says every so often that a trial's worker lives; a database that is away for a moment ends nothing."""
 
-    def __init__(self, study: optuna.Study, trial: Trial, interval_s: float) -> None:
-        self._storage, self._trial_id, self._interval_s = study._storage, trial._trial_id, interval_s
+    def __init__(self, trial: Trial, interval_s: float) -> None:
+        self._storage, self._trial_id, self._interval_s = trial.storage, trial._trial_id, interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -215,5 +222,5 @@ class Heartbeat:
                 self._record()
 
     def _record(self) -> None:
-        if isinstance(self._storage, optuna.storages._heartbeat.BaseHeartbeat):
+        if isinstance(self._storage, BaseHeartbeat):
             self._storage.record_heartbeat(self._trial_id)

@@ -31,6 +31,8 @@ _LOOKS = 8
 """Looks at the joint training, at most one per epoch."""
 _COMPANY = 4
 """Non-dominated trials that must have a loss at the same moment before one is called hopeless."""
+_GATED = ("joint", "gates")
+"""Checkpoints that hold gates."""
 _WITHIN_BUDGETS = ("p", "x")
 """First letters of searched policies within every budget (`ddq_search.front`, `ddq_search.stages`)."""
 
@@ -68,15 +70,17 @@ class WatchedRun(RunDirectory):
             optuna.TrialPruned: the pruner does not believe in this trial.
             Hopeless: we do not.
         """
-        epochs = self._problem.config.training.joint_epochs
-        if name == "joint" and (facts["epoch"] % max(1, epochs // _LOOKS) == 0 or facts["epoch"] == epochs):
-            self._judge(f"joint {facts['epoch']}", int(facts["epoch"]), self._loss(tensors))
-        elif name.startswith("policy-") and name.removeprefix("policy-")[0] in _WITHIN_BUDGETS:
-            label = name.removeprefix("policy-")
-            tuned = [label for label in self._losses if not label.startswith("joint ")]
+        label = name.removeprefix("policy-")
+        if name in _GATED:
+            epoch, epochs = int(facts["epoch"]), self._problem.config.training.joint_epochs
+            if epoch % max(1, epochs // _LOOKS) == 0 or epoch == epochs:
+                self._judge(f"{name} {epoch}", epoch, self._loss(name, tensors))
+        elif label != name and label[0] in _WITHIN_BUDGETS:
+            looks = [int(step) for known, (step, _) in self._losses.items() if " " in known]
+            tuned = [known for known in self._losses if " " not in known]
             place = tuned.index(label) if label in tuned else len(tuned)
             best = min([facts["loss"], *(self._losses[earlier][1] for earlier in tuned[:place])])
-            self._judge(label, epochs + 1 + place, best)
+            self._judge(label, max(looks, default=0) + 1 + place, best)
         super().save_checkpoint(name, tensors, facts)
 
     def _judge(self, label: str, step: int, loss: float) -> None:
@@ -110,8 +114,8 @@ class WatchedRun(RunDirectory):
         worst, best = max(others), min(others)
         return float(worst + 0.5 * (worst - best))
 
-    def _loss(self, tensors: Mapping[str, Tensor]) -> float:
-        """Returns the validation loss of the policy that the joint training would choose now for the budgets."""
+    def _loss(self, name: str, tensors: Mapping[str, Tensor]) -> float:
+        """Returns the validation loss of the policy that would be chosen now for the budgets themselves."""
         problem = self._problem
         settings, search = problem.config.training, problem.config.search
         aims = fronts.aims(problem.pricing, problem.budgets, search.points, search.relaxed_points)
@@ -123,7 +127,7 @@ class WatchedRun(RunDirectory):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             net = problem.supernet(sets=len(aims))
             own = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
-            self.restore("joint", net, own)
+            self.restore(name, net, own)
             bits = problem.pricing.most_likely(net.gates.scores(widest).numpy(), aims[widest].limits, [])
             if bits is None:
                 raise RunError("no policy within the budgets was found on the way; this is a defect, please report it")

@@ -18,10 +18,15 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from ddq_search import tune, tune_queue
+from ddq_search.cli.assembly import assemble
 from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError, RunError
+from ddq_search.policy import Policy
+from ddq_search.problem import evaluate_policy, inputs
 from ddq_search.record import RunDirectory, locked
+from ddq_search.search import search
 from ddq_search.tune_queue import REASON, STOPPED, Queue, finished, origin, put_back
+from ddq_search.tune_space import applied
 from ddq_search.tune_study import StudyPlan, open_study
 from ddq_search.tune_watch import WatchedRun
 
@@ -262,6 +267,42 @@ def test_a_driver_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "secret" not in str(error.value)
 
 
+def test_looking_at_a_trial_changes_nothing_and_sees_the_policy_for_the_budgets(tmp_path: Path) -> None:
+    """Two epochs, two policies within the budgets: four looks; the second is the integer loss but for rounding."""
+    wanted = {
+        "model.name": "mlp", "data.limit": 100, "budgets.latency": "85%", "budgets.flash": "60%",
+        "training.float_epochs": 1, "training.joint_epochs": 2, "training.finetune_epochs": 1, "search.points": 2,
+        "search.extra_points": 0, "search.relaxed_points": 0, "search.uniform": [[8, 8]], "training.norm_batches": 2,
+        "training.batch_size": 16, "training.threads": 1,
+    }  # fmt: skip
+    base = load_config(None, wanted)
+    study = tune.run_study(base, assemble, tmp_path / "study", StudyPlan(1, objective="scalar"))
+    (trial,) = study.trials
+    assert list(trial.user_attrs["losses"]) == ["joint 1", "joint 2", "p00", "p01"]
+    assert list(trial.intermediate_values) == [1, 2, 3, 4]
+
+    problem = assemble(applied(base, trial.params))
+    alone = RunDirectory(tmp_path / "alone")
+    search(problem, alone)
+    front = alone.read_json("front.json")
+    assert RunDirectory(tmp_path / "study/trials/0000").read_json("front.json") == front
+    losses = {point["name"]: point["val_loss"] for point in front["points"]}
+    assert trial.intermediate_values[3] == losses["p00"]
+    assert trial.intermediate_values[4] == min(losses["p00"], losses["p01"])
+    assert trial.value == losses[front["best"]]
+
+    loaded = alone.load_checkpoint("joint")
+    assert loaded is not None
+    net = problem.supernet(sets=2)
+    net.load_state_dict({k.removeprefix("module."): v for k, v in loaded[0].items() if k.startswith("module.")})
+    bits = problem.pricing.most_likely(net.gates.scores(0).numpy(), problem.budgets, [])
+    assert bits is not None
+    net.set_policy(bits)
+    net.reestimate_norms(inputs(problem, base.training.calibration_batches))
+    integer = evaluate_policy(problem, net, Policy("now", bits), "validation").loss
+    assert trial.intermediate_values[2] == pytest.approx(integer, rel=0.02)
+
+
 # -- artifacts, queue --------------------------------------------------------------------------------------------------
 
 
@@ -384,3 +425,19 @@ def test_a_trial_given_away_while_its_worker_slept(tmp_path: Path, monkeypatch: 
     study = _study(tmp_path, monkeypatch, search, 1)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert [name for name, _ in search.seen] == ["0000", "0000"]
+
+
+def test_a_trial_that_waits_in_the_queue_is_held_by_nobody(tmp_path: Path) -> None:
+    """Else another worker would take whoever is just about to go on with it for dead."""
+    study = _opened(tmp_path)
+    trial = _ask(study)
+    trial.suggest_float("training.joint_rate", 0.01, 0.1)
+    trial.set_user_attr("losses", {"joint 1": [1, 0.5]})
+    trial.set_user_attr("host", tune_queue.HOST)
+    trial.set_user_attr("run", str(tmp_path / "0000"))
+    put_back(study, 0)
+    assert study.trials[1].user_attrs == {"losses": {"joint 1": [1, 0.5]}}
+    again = _ask(study)
+    assert again.number == 1
+    Queue(study, tmp_path, 5, 60.0).recover()
+    assert study.trials[1].state == TrialState.RUNNING
