@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 
+import networkx as nx
 import numpy as np
 import pytest
 
@@ -292,6 +293,34 @@ def test_only_what_the_network_needs_is_written_and_older_files_go(tmp_path):
     assert "ddq_add.c" not in names
     assert names >= {"ddq_pool.c", "ddq_move.c", "main.c", "Makefile", "CMakeLists.txt", "model.h"}
     assert names == {*read_project(tmp_path)["files"], "project.json"}
+
+
+@needs_compiler
+def test_names_of_any_kind_are_kept(runtime, tmp_path):
+    network, _ = random_network("Residual", 0)
+    odd = dict(
+        zip(
+            network.graph,
+            ("@INPUT@", 'a"b\\', "new\nline", "*/ /* ??/", "层", "%s", "", "@SCHEDULE@", "é"),
+            strict=False,
+        )
+    )
+    odd = {name: odd.get(name, name) for name in network.graph}
+    graph = nx.relabel_nodes(network.graph, odd)
+    for name in graph:
+        graph.nodes[name]["operation"] = replace(graph.nodes[name]["operation"], name=name)
+    renamed = replace(
+        network,
+        graph=graph,
+        layers={odd[name]: layer for name, layer in network.layers.items()},
+        grids={odd[name]: grid for name, grid in network.grids.items()},
+    )
+    program = lower(renamed, "single")
+    project = written(renamed, program, tmp_path)
+    inputs = random_codes(program, 2, 0)
+    found, expected = runtime.codes(project, program, inputs), executor.run(program, inputs)
+    for name, codes in expected.items():
+        np.testing.assert_array_equal(found[name], codes, err_msg=name)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -172,9 +172,9 @@ def _model_source(
     declared = f"extern ddq_kernel {', '.join(kernels)};\n" if kernels else ""
     places = {
         "@KERNELS@": declared,
-        "@SCHEDULE@": schedule + classes_source(contract),
         "@INPUT@": str(first_byte(plan, program.input.name)),
         "@OUTPUT@": str(first_byte(plan, program.output.name)),
+        "@SCHEDULE@": schedule + classes_source(contract),  # last: it holds names of layers and classes
     }
     text = runtime_text("model.c.template")
     for place, value in places.items():

@@ -39,6 +39,9 @@ SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 SANITIZED_SAMPLES = 32
 
+FILE_BYTES = 2**26
+"""Codes that the host's program writes at a time, at most, if they are of 8 bits."""
+
 EMULATED: Mapping[str, int] = {"aarch64": 64, "cortex-m4": 16, "cortex-m7": 16, "cortex-m55-clang": 16}
 """Emulated target → samples it runs at most."""
 
@@ -131,6 +134,8 @@ class CComparison:
         self._inputs: list[NDArray[np.uint8]] = []
         self._hashes: list[dict[str, NDArray[np.uint64]]] = []
         self._samples = self._sanitized = self._kept = 0
+        elements = sum(int(np.prod(tensor.shape)) for tensor in program.tensors.values())
+        self._block = max(FILE_BYTES // elements, 1)
         try:
             self._plain = self._build(TARGETS["host"])
             self._checked = self._build(TARGETS["host"], SANITIZED)
@@ -150,6 +155,11 @@ class CComparison:
 
     def compare(self, inputs: NDArray[np.uint8], reference: Codes) -> None:
         """Runs the host's program on input codes ``[N, ...]`` and compares with the executor's codes."""
+        for start in range(0, len(inputs), self._block):
+            part = slice(start, start + self._block)
+            self._compare_block(inputs[part], {name: codes[part] for name, codes in reference.items()})
+
+    def _compare_block(self, inputs: NDArray[np.uint8], reference: Codes) -> None:
         self._compare_host(self._plain, inputs, reference)
         checked = min(len(inputs), SANITIZED_SAMPLES - self._sanitized)
         if checked > 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
 from functools import cache
 from typing import get_args
@@ -38,8 +37,6 @@ def kernels_of(family: Family) -> tuple[Kernel, ...]:
     """Returns the kernels written for an instruction set, the most special first."""
     if family == "portable":
         return portable.KERNELS
-    if importlib.util.find_spec(f"ddq_search.export.c.{family}") is None:
-        return ()
     found: tuple[Kernel, ...] = importlib.import_module(f"ddq_search.export.c.{family}").KERNELS
     return found
 

@@ -92,6 +92,10 @@ static int bench(FILE *file, int runs) {
                 tensor += model_steps[i].name != 0;
             }
         }
+        if (!values[0]) {
+            fprintf(stderr, "the clock stands still: define ddq_now() of ddq_clock.h for this target\n");
+            return 1;
+        }
         qsort(values, (size_t)runs, sizeof values[0], ascending);
         fprintf(file, "%s,%s,%s\n", model_layers[wanted], decimal(values[runs / 2]), ddq_unit());
     }
