@@ -133,6 +133,13 @@ def _searching(study: optuna.Study, folder: Path) -> dict[int, FrozenTrial]:
     }
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process with its workers, which would finish the study without it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def _history(folder: Path, trial: FrozenTrial) -> list[dict[str, Any]]:
     return RunDirectory(folder / f"trials/{origin(trial):04d}").history()
 
@@ -193,7 +200,7 @@ def test_two_of_four_machines_die(postgres: str, tmp_path: Path) -> None:
             _tell_takeover(study, killed, when)
     finally:
         for worker in workers.values():
-            worker.kill()
+            _end(worker)
 
 
 def _victim(study: optuna.Study, folder: Path, workers: dict[str, subprocess.Popen[bytes]]) -> FrozenTrial:
@@ -229,7 +236,7 @@ def test_two_of_four_local_workers_die(kind: str, tmp_path: Path, request: pytes
             _check_outcome(study, folder, before, killed)
             _tell_takeover(study, killed, when)
     finally:
-        parent.kill()
+        _end(parent)
 
 
 def _holders(folder: Path, trials: dict[int, FrozenTrial], workers: list[int]) -> dict[int, int]:
@@ -249,16 +256,20 @@ def test_interrupted_workers_leave_a_study_that_goes_on(tmp_path: Path) -> None:
     folder.mkdir()
     command = _command(folder, None, "--workers", "2")
     parent = _start(command, log)
-    with _observed(f"sqlite:///{folder / 'tune.db'}") as study:
-        _await(lambda: _searching(study, folder), 240, "a trial in mid-search")
-        parent.send_signal(signal.SIGINT)
-        assert parent.wait(timeout=120) == 130, log.read_text()
-        assert "interrupted; the same command goes on" in log.read_text()
-        before = {t.number: t.values for t in study.get_trials(states=(TrialState.COMPLETE,))}
-        left = study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
-        assert left
-        assert {t.state for t in left} == {TrialState.WAITING}, "put back in order"
-        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-        _check_outcome(study, folder, before, {})
-        finished = [trial for trial in study.get_trials() if is_finished(trial)]
-        assert {origin(trial) for trial in left} <= {origin(trial) for trial in finished}
+    try:
+        with _observed(f"sqlite:///{folder / 'tune.db'}") as study:
+            _await(lambda: _searching(study, folder), 240, "a trial in mid-search")
+            parent.send_signal(signal.SIGINT)
+            assert parent.wait(timeout=120) == 130, log.read_text()
+            assert "interrupted; the same command goes on" in log.read_text()
+            before = {t.number: t.values for t in study.get_trials(states=(TrialState.COMPLETE,))}
+            left = study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+            assert left
+            assert {t.state for t in left} == {TrialState.WAITING}, "put back in order"
+            begun = {t.system_attrs["retry_history"][-1]: _history(folder, t) for t in left}
+            assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+            _check_outcome(study, folder, before, {n: rows for n, rows in begun.items() if len(rows) > 2})
+            finished = [trial for trial in study.get_trials() if is_finished(trial)]
+            assert {origin(trial) for trial in left} <= {origin(trial) for trial in finished}
+    finally:
+        _end(parent)
