@@ -31,7 +31,7 @@ from ddq_search.export.c.targets import OPTIMISATION, TARGETS, compiler_version
 from ddq_search.export.c.trials import Runner, Trial
 from ddq_search.layer_shape import LayerShape
 
-MODULES = {"portable": "portable", "dsp": "dsp", "helium": "helium", "neon": "neon", "neon_dot": "neon"}
+MODULES = {"portable": "portable", "dsp": "dsp", "helium": "helium", "neon": "neon", "neon_dot": "neon_dot"}
 """Family → module of ``ddq_search.export.c`` that lists its kernels."""
 
 COLUMNS = (

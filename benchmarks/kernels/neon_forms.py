@@ -59,28 +59,18 @@ FURTHER: Mapping[str, LayerShape] = {
 BAND = ("band_rows", "out_rows", "filled_vectors", "filled_codes")
 MOVED = ("band_blocks", "band_chunks", "band_codes")
 TILES = (
-    "once", "panels", "panel_tiles", "pixel_tiles", "lane_blocks", "tile_steps", "widened_blocks", "unpack_pairs", "unpack_chunks",
-    "unpack_rests", "end_bytes", "finish_batches", "finish_quads", "single_outputs", "whole_windows", "whole_runs", "loose_pixels", "loose_windows", "loose_rows",
-    "loose_runs", "copied_triples", "copied_steps",
+    "once", "panels", "panel_tiles", "pixel_tiles", "lane_blocks", "tile_steps", "widened_blocks", "unpack_pairs",
+    "unpack_chunks", "unpack_rests", "end_bytes", "finish_batches", "finish_quads", "single_outputs", "whole_windows",
+    "whole_runs", "loose_pixels", "loose_windows", "loose_rows", "loose_runs", "copied_triples", "copied_steps",
 )  # fmt: skip
 DEPTHWISE = (
     "once", "weights", "row_taps", "channel_blocks", "depthwise_tiles", "tap_pairs", "tap_blocks", "tail_positions",
     "few_channels",
 )  # fmt: skip
 LINEAR = (
-    "once",
-    "pixels",
-    "sixteens",
-    "fours",
-    "four_pairs",
-    "four_chunks",
-    "four_rests",
-    "end_bytes",
-    "lane_rows",
-    "lone_channels",
-    "lone_sixteens",
-    "lone_fours",
-)
+    "once", "pixels", "sixteens", "fours", "four_pairs", "four_chunks", "four_rests", "end_bytes", "lane_rows",
+    "lone_channels", "lone_sixteens", "lone_fours",
+)  # fmt: skip
 
 
 def product(names: Mapping[int, str], inputs: tuple[int, ...], tile_pixels: int) -> Form:

@@ -140,7 +140,7 @@ DDQ_LANES(int32x4_t, vaddw_high_s16, (int32x4_t s, int16x8_t a), 4, s.v[i] + a.v
 DDQ_LANES(int16x8_t, vmovl_s8, (int8x8_t a), 8, a.v[i])
 DDQ_LANES(int32x4_t, vmovl_s16, (int16x4_t a), 4, a.v[i])
 
-DDQ_LANES(int32x4_t, vaddq_s32, (int32x4_t a, int32x4_t b), 4, a.v[i] + b.v[i])
+DDQ_LANES(int32x4_t, vaddq_s32, (int32x4_t a, int32x4_t b), 4, (int32_t)((uint32_t)a.v[i] + (uint32_t)b.v[i]))
 DDQ_LANES(int32x4_t, vandq_s32, (int32x4_t a, int32x4_t b), 4, a.v[i] & b.v[i])
 DDQ_LANES(int32x4_t, vsubq_s32, (int32x4_t a, int32x4_t b), 4, a.v[i] - b.v[i])
 DDQ_LANES(int32x4_t, vmaxq_s32, (int32x4_t a, int32x4_t b), 4, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
