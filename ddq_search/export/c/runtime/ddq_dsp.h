@@ -102,6 +102,15 @@ static inline int32_t ddq_dsp_wrapped(uint32_t sum) {
 }
 #endif
 
+/* Sum modulo 2^32. */
+static inline int32_t ddq_dsp_add(int32_t a, int32_t b) {
+#if DDQ_DSP
+    return (int32_t)((uint32_t)a + (uint32_t)b);
+#else
+    return ddq_dsp_wrapped((uint32_t)a + (uint32_t)b);
+#endif
+}
+
 /* Signed bytes 0 and 2 as lanes; bytes 1 and 3 as lanes. */
 #if DDQ_DSP
 DDQ_DSP_UNARY(ddq_dsp_sxtb16, "sxtb16 %0, %1")

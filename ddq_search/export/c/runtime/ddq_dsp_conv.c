@@ -40,7 +40,8 @@ DDQ_DSP_INLINE void channels(const ddq_layer *layer, const ddq_dsp_output *outpu
     const int out_bits = layer->out_bits;
     const uint32_t out_c = layer->out_c;
     for (; count > 1; count -= 2, bias += 2, multiplier += 2, shift += 2, index += 2) {
-        int32_t acc[4] = {bias[0] + first, bias[0] + second, bias[1] + first, bias[1] + second};
+        int32_t acc[4] = {ddq_dsp_add(bias[0], first), ddq_dsp_add(bias[0], second), ddq_dsp_add(bias[1], first),
+                          ddq_dsp_add(bias[1], second)};
         w = ddq_dsp_dot_pair(w, columns, length, acc, bits, positions);
         const int32_t m0 = multiplier[0], m1 = multiplier[1];
         const int e0 = output->shift - shift[0], e1 = output->shift - shift[1];
@@ -54,7 +55,7 @@ DDQ_DSP_INLINE void channels(const ddq_layer *layer, const ddq_dsp_output *outpu
         store_pair(y, index, out_c, out_bits, ddq_dsp_clamped(output, codes), positions);
     }
     if (count) {
-        int32_t acc[2] = {bias[0] + first, bias[0] + second};
+        int32_t acc[2] = {ddq_dsp_add(bias[0], first), ddq_dsp_add(bias[0], second)};
         ddq_dsp_dot_single(w, columns, length, acc, bits, positions);
         for (int position = 0; position < positions; position++, index += out_c)
             ddq_put(y, index, out_bits, ddq_code(layer, acc[position], (int)(bias - layer->bias)));

@@ -1,11 +1,10 @@
 /* From accumulators to stored codes on Cortex-M cores with the DSP extension.
  *
- * Multipliers below one half (below one with two roundings), which is nearly every layer, take the short way: with h the
- * high product and e >= 0 the right shift less one, the code is (((h >> e) + 1) >> 1) + out_zero, computed as
- * ((h >> e) + 1 + 2 * out_zero) >> 1 so that USAT shifts and clamps to 0 ... 255 at once. With two roundings it
- * doubles accumulators, which stay below 2^30 where biases stay below 2^29 and K below 16,000. Those up to
- * 2^10 shift the accumulator left beforehand, where both roundings agree; others call ddq_requantize. The
- * layer's own clamp acts on four codes at once.
+ * Multipliers below one half (one quarter with one rounding) take the short way: with h the high product and e >= 0 the
+ * right shift less one, the code is (((h >> e) + 1) >> 1) + out_zero, computed as ((h >> e) + 1 + 2 * out_zero) >> 1 so
+ * that USAT shifts and clamps to 0 ... 255 at once. With two roundings it doubles accumulators, which stay below 2^30
+ * where biases stay below 2^29 and K is at most 16,000. Multipliers up to 2^10 shift the accumulator left beforehand,
+ * where both roundings agree; others call ddq_requantize. The layer's own clamp acts on four codes at once.
  */
 #ifndef DDQ_DSP_STORE_H
 #define DDQ_DSP_STORE_H
