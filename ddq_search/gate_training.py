@@ -48,6 +48,10 @@ class GateTraining:
         self._sampled = self._net.gates.cumulative(index).detach().requires_grad_()
         self._net.sample_from(self._sampled, uniform)
 
+    def leaves(self) -> list[Tensor]:
+        """Returns what the task loss's backward pass gives the sampled policy's gradient to."""
+        return [] if self._sampled is None else [self._sampled]
+
     def collect(self) -> None:
         """After the task loss's backward pass: adds the sampled policy's gradient to the average."""
         gradient = None if self._sampled is None else self._sampled.grad

@@ -2,6 +2,8 @@
 
 ``config.toml`` resolved configuration · ``environment.json`` · ``graph.json`` · ``space.json`` · ``history.jsonl`` ·
 ``checkpoints/*.safetensors`` · ``policies/*.json`` · ``front.json`` · ``export/<policy>/`` · ``report.html``
+
+Where several processes share a run, the first one reads and writes for all of them (`ddq_search.distributed`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ddq_search.distributed import from_first, world_size
 from ddq_search.errors import RunError
 
 
@@ -64,7 +67,7 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file atomically."""
-        write_atomically(self.path / name, text.encode())
+        from_first(lambda: write_atomically(self.path / name, text.encode()))
 
     def write_json(self, name: str, document: Any) -> None:
         """Writes a JSON file atomically; non-finite numbers become null."""
@@ -88,6 +91,9 @@ class RunDirectory:
 
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Adds one line to history.jsonl."""
+        from_first(lambda: self._append_history(row))
+
+    def _append_history(self, row: Mapping[str, Any]) -> None:
         try:
             with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(dict(row))) + "\n")
@@ -110,6 +116,9 @@ class RunDirectory:
 
     def drop_history(self, kind: str, point: str | None, epoch: int) -> None:
         """Removes the rows of one phase from ``epoch`` on: they are about to be written again."""
+        from_first(lambda: self._drop_history(kind, point, epoch))
+
+    def _drop_history(self, kind: str, point: str | None, epoch: int) -> None:
         rows = self.history()
         kept = [r for r in rows if (r["phase"], r.get("point")) != (kind, point) or r["epoch"] < epoch]
         if (self.path / "history.jsonl").exists():
@@ -119,6 +128,9 @@ class RunDirectory:
 
     def save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Writes ``checkpoints/<name>.safetensors`` with the run's fingerprint and plain facts."""
+        from_first(lambda: self._save_checkpoint(name, tensors, facts))
+
+    def _save_checkpoint(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         metadata = {"fingerprint": self.fingerprint, "name": name, "facts": json.dumps(facts)}
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         write_atomically(self._checkpoint(name), save(plain, metadata))
@@ -129,6 +141,9 @@ class RunDirectory:
         Raises:
             RunError: the file is broken, or belongs to another configuration, model or data.
         """
+        return from_first(lambda: self._load_checkpoint(name))
+
+    def _load_checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self._checkpoint(name)
         if not path.exists():
             return None
@@ -165,7 +180,7 @@ class RunDirectory:
 
     def remove_checkpoint(self, name: str) -> None:
         """Deletes a checkpoint that a later one replaced."""
-        self._checkpoint(name).unlink(missing_ok=True)
+        from_first(lambda: self._checkpoint(name).unlink(missing_ok=True))
 
     def _checkpoint(self, name: str) -> Path:
         return self.path / "checkpoints" / f"{name}.safetensors"
@@ -178,6 +193,13 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         RunError: another living process holds it, or the directory cannot be written.
     """
+    with contextlib.ExitStack() as stack:
+        from_first(lambda: stack.enter_context(_locked(path)))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
     import fcntl
 
     try:
@@ -205,6 +227,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "processes": world_size(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _commit(),
     }

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddq_search import distributed
 from ddq_search import front as fronts
 from ddq_search.budget import LABELS, show
 from ddq_search.config import TrainingConfig
@@ -43,7 +44,7 @@ def begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
     record.write_text("config.toml", problem.config.to_toml())
     record.write_json("environment.json", environment())
     record.write_text("graph.json", to_json(problem.graph))
-    write_graphml(problem.graph, record.path / "graph.graphml")
+    distributed.from_first(lambda: write_graphml(problem.graph, record.path / "graph.graphml"))
     variables = [
         {"name": v.name, "role": v.role, "candidates": v.candidates, "members": v.members}
         for v in problem.space.variables
@@ -259,6 +260,7 @@ class Stages:
 
         phase = self._phase(name, net, optimizers, loss, epochs)
         phase.after_backward, phase.before_step, phase.after_step = gates.collect, gates.backward, gates.update
+        phase.batch_leaves = gates.leaves
         phase.after_epoch = lambda epoch: gate_facts(net, lagrangian, tables)
         phase.extra = {
             "multipliers": lagrangian.multipliers, "sensitivity": gates.sensitivity, "weight": gates.weight,

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddq_search import distributed
+from ddq_search.batch_statistics import normalize
 from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import PolicyError
 from ddq_search.graph import WEIGHTED, ModelGraph, Operation, inputs_of, operations
@@ -196,7 +198,15 @@ class Supernet(nn.Module):
         else:
             assert isinstance(module, nn.Linear)
             x = F.linear(x, weight, module.bias)
-        return x if op.norm is None else self._modules_by_path[op.norm](x)
+        return x if op.norm is None else self._normalized(op.norm, x)
+
+    def _normalized(self, path: str, x: Tensor) -> Tensor:
+        norm, part = self._modules_by_path[path], distributed.current()
+        if norm.training and part is not None and part.parts > 1:
+            assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+            return normalize(norm, x, part)
+        result: Tensor = norm(x)
+        return result
 
     def _clamp(self, op: Operation, x: Tensor) -> Tensor:
         if op.clamp is None or (op.clamp == "relu" and self._quantizer_is_relu(op)):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ddq_search import distributed
 from ddq_search.errors import RunError
 from ddq_search.record import RunDirectory
 from ddq_search.task import Batch
@@ -105,6 +106,7 @@ class Phase:
             one's parameters is clipped.
         batch_loss: what a batch contributes.
         after_backward: called after the backward pass of each batch.
+        batch_leaves: returns what else gets a gradient from a batch, besides the parameters.
         before_step: called before the optimizer step.
         after_step: called after each optimizer step.
         epochs: how many.
@@ -125,6 +127,7 @@ class Phase:
     epochs: int
     schedule: Callable[[float], float]
     after_backward: Callable[[], None] | None = None
+    batch_leaves: Callable[[], list[Tensor]] | None = None
     before_step: Callable[[], None] | None = None
     after_step: Callable[[], None] | None = None
     after_epoch: Callable[[int], Mapping[str, Any]] | None = None
@@ -170,10 +173,13 @@ def run_phase(
 ) -> None:
     """Trains a phase to its end, starting from its checkpoint when there is one.
 
+    Under ``torchrun``, each process computes its part of every batch (`ddq_search.distributed`).
+
     Raises:
-        RunError: the loss or a weight is not finite; the last good checkpoint stays.
+        RunError: the loss or a weight is not finite, or processes no longer agree; the last good checkpoint stays.
     """
     start = _restore(phase, record)
+    distributed.require_same(_state(phase), f"at the start of phase {phase.name!r}")
     record.drop_history(phase.kind, phase.point, start)
     per_epoch = source.train_batches(batch_size)
     total = phase.epochs * per_epoch
@@ -185,16 +191,20 @@ def run_phase(
         losses = torch.zeros(())
         count = 0
         batches = source.train(seed=seed, epoch=_epoch_key(phase.name, epoch), batch_size=batch_size)
-        for index, (x, y) in enumerate(to_layout(batches, layout)):
+        for index, (x, y, part) in enumerate(_parts(batches, layout)):
             number = epoch * per_epoch + index
             first, last = index % phase.accumulate == 0, index + 1 == per_epoch or (index + 1) % phase.accumulate == 0
             if first:
                 _begin_step(phase, number / total)
-            loss, facts = phase.batch_loss(x, y, number)
+            with distributed.dividing(part):
+                loss, facts = phase.batch_loss(x, y, number)
+            if part is not None:
+                loss = loss * part.weight
             if not math.isfinite(float(loss.detach())):
                 raise _diverged(phase, f"the loss is not finite in epoch {epoch + 1}, batch {index + 1}")
             shared = min(phase.accumulate, per_epoch - index // phase.accumulate * phase.accumulate)
             (loss / shared).backward()
+            _sum_gradients(phase, last)
             if phase.after_backward is not None:
                 phase.after_backward()
             if last:
@@ -202,6 +212,7 @@ def run_phase(
             losses += loss.detach().cpu()
             count += 1
             progress.step({"epoch": f"{epoch + 1}/{phase.epochs}", **facts})
+        distributed.sum_in_place([losses])
         if not all(torch.isfinite(p).all() for p in phase.module.parameters()):
             raise _diverged(phase, f"weights are not finite after epoch {epoch + 1}")
         row = {"phase": phase.kind, "point": phase.point, "epoch": epoch, "train_loss": float(losses) / max(count, 1)}
@@ -210,7 +221,9 @@ def run_phase(
         record.append_history(row)
         if phase.averaged is not None and epoch + 1 == phase.epochs:
             phase.module.load_state_dict(phase.averaged.module.state_dict())
-        record.save_checkpoint(phase.name, _state(phase), {"epoch": epoch + 1})
+        state = _state(phase)
+        distributed.require_same(state, f"after epoch {epoch + 1} of phase {phase.name!r}")
+        record.save_checkpoint(phase.name, state, {"epoch": epoch + 1})
 
 
 _RATES = {"float": "float_rate", "finetune": "finetune_rate"}
@@ -221,6 +234,14 @@ def _begin_step(phase: Phase, fraction: float) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate * phase.schedule(fraction)
         optimizer.zero_grad(set_to_none=True)
+
+
+def _sum_gradients(phase: Phase, last: bool) -> None:
+    """Sums over processes what a batch, or with its last batch a step, gave gradients to."""
+    leaves = [] if phase.batch_leaves is None else phase.batch_leaves()
+    if last:
+        leaves += [p for optimizer, _ in phase.optimizers for group in optimizer.param_groups for p in group["params"]]
+    distributed.sum_in_place([leaf.grad for leaf in leaves if leaf.grad is not None])
 
 
 def _end_step(phase: Phase, clipped: list[Tensor]) -> None:
@@ -246,7 +267,21 @@ def _diverged(phase: Phase, fact: str) -> RunError:
 def to_layout(batches: Iterator[tuple[Tensor, Tensor]], layout: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the batches with image inputs in the given memory layout."""
     for x, y in batches:
-        yield (x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" and x.ndim == 4 else x), y
+        yield _in_layout(x, layout), y
+
+
+def _in_layout(x: Tensor, layout: str) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" and x.ndim == 4 else x
+
+
+def _parts(
+    batches: Iterator[tuple[Tensor, Tensor]], layout: str
+) -> Iterator[tuple[Tensor, Tensor, distributed.Part | None]]:
+    """Yields this process's part of every batch, and which part it is."""
+    for x, y in batches:
+        part = distributed.part_of(len(x))
+        mine, targets = (x, y) if part is None else (part.of(x), part.of(y))
+        yield _in_layout(mine, layout), targets, part
 
 
 def _epoch_key(name: str, epoch: int) -> int:

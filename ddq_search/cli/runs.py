@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ddq_search import distributed
 from ddq_search.cli import assembly
 from ddq_search.cli.lookups import tell_trust
 from ddq_search.cli.output import console, resumable, tell, writing
@@ -45,9 +47,12 @@ def search(
 ) -> None:
     """Searches; ``--resume`` with nothing but ``--out`` takes the configuration of the run itself."""
     nothing_else = config is None and not pins and not settings and all(value is None for value in flags.values())
-    if resume and nothing_else and out is not None:
-        config = assembly.stored_config(out)
-    _search(read_config(config, {**flags, "out": str(out) if out else None}, pins, settings), resume=resume)
+    with distributed.processes():
+        if resume and nothing_else and out is not None:
+            config = assembly.stored_config(out)
+        front = _search(read_config(config, {**flags, "out": str(out) if out else None}, pins, settings), resume=resume)
+        if distributed.rank() == 0:
+            _tell_front(front)
 
 
 def _search(config: RunConfig, *, resume: bool) -> Front:
@@ -55,31 +60,29 @@ def _search(config: RunConfig, *, resume: bool) -> Front:
 
     path = Path(config.out)
     with resumable("the same command with --resume goes on"):
-        assembly.begin_run(path, config, resume=resume)
-        problem = assembly.assemble(config)
+        distributed.from_first(lambda: assembly.begin_run(path, config, resume=resume))
+        with distributed.first_ahead():
+            problem = assembly.assemble(config)
         with locked(path):
-            record = assembly.begin_run(path, config, resume=resume)
-            with progress_for(console) as progress:
-                front = search(problem, record, progress)
-    document = front.document()
-    console.print(front_table(document))
-    _tell_best(front, document)
-    return front
+            record = distributed.from_first(lambda: assembly.begin_run(path, config, resume=resume))
+            with progress_for(console) if distributed.rank() == 0 else nullcontext() as progress:
+                return search(problem, record, progress)
 
 
 def solve(run: Path, flags: Mapping[str, Any], settings: list[str] | None, out: Path, *, resume: bool) -> None:
     """Solves other budgets or another device with the supernet of a finished run."""
     from ddq_search.solve import solve as solve_from
 
-    trained = assembly.open_run(run)
-    config = solved_config(run, flags, settings, out)
-    with resumable("the same command with --resume goes on"), locked(out):
-        record = assembly.begin_run(out, config, resume=resume)
-        with progress_for(console) as progress:
-            front = solve_from(assembly.posed_again(trained[0], config), record, trained, progress)
-    document = front.document()
-    console.print(front_table(document))
-    _tell_best(front, document)
+    with distributed.processes():
+        with distributed.first_ahead():
+            trained = assembly.open_run(run)
+        config = solved_config(run, flags, settings, out)
+        with resumable("the same command with --resume goes on"), locked(out):
+            record = distributed.from_first(lambda: assembly.begin_run(out, config, resume=resume))
+            with progress_for(console) if distributed.rank() == 0 else nullcontext() as progress:
+                front = solve_from(assembly.posed_again(trained[0], config), record, trained, progress)
+        if distributed.rank() == 0:
+            _tell_front(front)
 
 
 def solved_config(run: Path, flags: Mapping[str, Any], settings: list[str] | None, out: Path) -> RunConfig:
@@ -101,7 +104,9 @@ def solved_config(run: Path, flags: Mapping[str, Any], settings: list[str] | Non
     return config.model_copy(update={"budgets": BudgetConfig(**kept)})
 
 
-def _tell_best(front: Front, document: Mapping[str, Any]) -> None:
+def _tell_front(front: Front) -> None:
+    document = front.document()
+    console.print(front_table(document))
     best = front.point("best")
     delta = best.validation.score - front.float_validation.score
     problem = front.problem
@@ -274,6 +279,7 @@ def demo(out: Path) -> None:
     if (out / "front.json").exists():
         tell(f"{out} holds a finished demo; going on with it (remove it to start over)")
     front = _search(config, resume=True)
+    _tell_front(front)
     record = RunDirectory(out, front.problem.fingerprint)
     _export(front.problem, record, "best", "onnx")
     exact = _verify(front.problem, record, front.best, 256)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ddq_search.distributed import leading
+
 
 class Grid(NamedTuple):
     """Integer range and zero point of one candidate."""
@@ -84,7 +86,8 @@ class QuantizeWithGates(torch.autograd.Function):
         steps = log_steps.exp() if statistic is None else log_steps.exp() * statistic
         out = fake_quantize(x, steps[choice], grids[choice])
         ctx.save_for_backward(x, steps, out)
-        ctx.grids, ctx.choice, ctx.share, ctx.correction = grids, choice, share, correction
+        ctx.grids, ctx.choice, ctx.correction = grids, choice, correction
+        ctx.leading = (x.shape[0], 1.0) if steps.ndim == 2 else leading(x.shape[0], share)
         ctx.gated = cumulative is not None
         return out
 
@@ -96,13 +99,12 @@ class QuantizeWithGates(torch.autograd.Function):
         grid = ctx.grids[ctx.choice]
         grad_x = _inside(grad, x, steps[ctx.choice], grid)
         per_row = steps.ndim == 2
-        size = x.shape[0] if per_row else max(1, round(x.shape[0] * ctx.share))
+        size, scale = ctx.leading
         part_x, part_grad, part_inside = x[:size], grad[:size], grad_x[:size]
         chosen = out[:size]
         if ctx.correction:
             part_grad = part_grad + ctx.correction * (chosen - part_x)
             part_inside = _inside(part_grad, part_x, steps[ctx.choice], grid)
-        scale = x.shape[0] / size
         grad_steps = torch.zeros_like(steps)
         if grid is not None:
             if per_row:
