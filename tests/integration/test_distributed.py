@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -165,6 +166,7 @@ def works(folder):
         found["search"] = searched(folder / "two")
         with contextlib.suppress(Stop):
             searched(folder / "resumed", Stopper(17))
+        from_first(lambda: shutil.copytree(folder / "resumed", folder / "left"))
         found["resumed"] = searched(folder / "resumed")
     rank = distributed.rank()
     found["first"] = from_first(lambda: from_first(lambda: f"of {rank}"))
@@ -280,16 +282,26 @@ def test_batch_norm_of_parts_is_that_of_the_whole(outcomes, name):
             assert torch.allclose(ours, wanted, rtol=0, atol=1e-7 * float(wanted.abs().max())), name
 
 
-def test_two_processes_train_what_one_trains(outcomes, alone):
+def assert_same_search(found, alone):
     """Every tensor of every phase within 1e-9 of its largest entry: float64, where only the order of sums differs."""
-    states, choices, _ = alone
+    (ours, chosen), (states, choices, _) = found, alone
+    assert chosen == choices
+    assert ours.keys() == states.keys()
+    for key, value in states.items():
+        size = max(float(value.abs().max()), 1e-3) if value.is_floating_point() else 0
+        assert (ours[key].double() - value.double()).abs().max() <= 1e-9 * size, key
+
+
+def test_two_processes_train_what_one_trains(outcomes, alone):
     for own in outcomes[1]:
-        ours, chosen = own[0]["search"]
-        assert chosen == choices
-        assert ours.keys() == states.keys()
-        for key, value in states.items():
-            size = max(float(value.abs().max()), 1e-3) if value.is_floating_point() else 0
-            assert (ours[key].double() - value.double()).abs().max() <= 1e-9 * size, key
+        assert_same_search(own[0]["search"], alone)
+
+
+def test_one_process_goes_on_with_what_two_began(outcomes, alone):
+    path = outcomes[0] / "left"
+    assert not (path / "front.json").exists()
+    with double():
+        assert_same_search(searched(path), alone)
 
 
 def test_all_processes_hold_the_same_bits(outcomes):
