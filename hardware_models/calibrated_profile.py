@@ -136,12 +136,19 @@ def _engine(engine: Engine, fit: Fit, evidence: str) -> Engine:
 
 def _kernel(kernel: Kernel, index: int, fit: Fit, evidence: str) -> Kernel:
     own = {term: _own(fit, Coefficient("kernel", index, term)) for term in kernel.terms}
-    if all(abs(factor - 1) < 1e-9 for factor in own.values()):
+    packing = {
+        (b, term): _own(fit, Coefficient(f"pack {b}", index, term)) for b in kernel.pack for term in kernel.pack[b]
+    }
+    if all(abs(factor - 1) < 1e-9 for factor in [*own.values(), *packing.values()]):
         return kernel
     factors = ", ".join(f"{term} {factor:.3g}" for term, factor in own.items())
     return kernel.model_copy(
         update={
             "terms": {term: _rounded(value * own[term]) for term, value in kernel.terms.items()},
+            "pack": {
+                b: {term: _rounded(value * packing[b, term]) for term, value in terms.items()}
+                for b, terms in kernel.pack.items()
+            },
             "kind": "measured",
             "source": f"{evidence}: the base's terms times {factors}; base ({kernel.kind}): {kernel.source}",
         }

@@ -72,6 +72,8 @@ class Kernel(Strict):
         k_multiple: K is read in steps of this.
         block: K after which narrow accumulators are widened.
         terms: coefficient per term of `hardware_models.terms.TERMS`, in the engine's unit.
+        pack: output bits → coefficient per term, on top of ``terms``, for storing outputs of 2 or 4 bits; absent: the
+            engine's ``pack`` per output.
         scratch: bytes per term of `hardware_models.terms.SCRATCH_TERMS`.
         kernel_sizes: only these window sizes; absent: all.
         strides: only these strides; absent: all.
@@ -89,6 +91,7 @@ class Kernel(Strict):
     k_multiple: int = Field(default=1, ge=1)
     block: int | None = Field(default=None, ge=1)
     terms: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1)
+    pack: dict[Bits, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]] = Field(default_factory=dict)
     scratch: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     kernel_sizes: tuple[tuple[int, int], ...] | None = None
     strides: tuple[tuple[int, int], ...] | None = None
@@ -100,6 +103,13 @@ class Kernel(Strict):
     @classmethod
     def _known_terms(cls, terms: dict[str, float]) -> dict[str, float]:
         return _known(terms, set(TERMS))
+
+    @field_validator("pack")
+    @classmethod
+    def _known_pack(cls, pack: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
+        if pack and set(pack) != {2, 4}:
+            raise ValueError("pack must price both 2 and 4 bits, and nothing else")
+        return {bits: _known(terms, set(TERMS)) for bits, terms in pack.items()}
 
     @field_validator("scratch")
     @classmethod

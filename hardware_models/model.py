@@ -25,7 +25,7 @@ from ddq_search.space import SearchSpace
 from hardware_models import device_free, storage
 from hardware_models.layers import check_kind
 from hardware_models.memory import ArenaPlan, plan_arena
-from hardware_models.pricing import Pricer
+from hardware_models.pricing import pricer_of
 from hardware_models.profile import DeviceProfile, load_profile
 
 Table = NDArray[np.float64]
@@ -45,7 +45,7 @@ class ArmCostModel:
 
     def __init__(self, profile: DeviceProfile, threads: int = 1) -> None:
         self.profile = profile
-        self.pricer = Pricer(profile.engine, profile.clock_hz.value, threads)
+        self.pricer = pricer_of(profile, threads)
 
     @property
     def name(self) -> str:
@@ -159,10 +159,25 @@ class ArmCostModel:
         source = space.activations_of[inputs_of(graph, op.name)[0]]
         seconds, scratch = self.pricer.layer(op.name, shape, candidates[weights], candidates[source])
         result = [Factor(LATENCY, op.name, "compute", (weights, source), seconds)]
-        stored = self.pricer.layer_output(shape, candidates[output])
-        if stored is not None:
-            result.append(Factor(LATENCY, op.name, "output", (output,), stored))
+        result += self._output(op, (weights, source, output), candidates)
         return result, Factor(PEAK_RAM, op.name, "scratch", (weights, source), scratch)
+
+    def _output(
+        self, op: Operation, variables: tuple[str, str, str], candidates: Mapping[str, tuple[int, ...]]
+    ) -> list[Factor]:
+        """Storing a layer's output: over the output alone, or over all three where kernels differ in how they pack."""
+        shape, (weights, source, output) = layer_shape(op), variables
+        sizes = tuple(len(candidates[name]) for name in variables)
+        if not any(kernel.pack for kernel in self.pricer.engine.kernels):
+            stored = self.pricer.layer_output(shape, candidates[output])
+            return [] if stored is None else [Factor(LATENCY, op.name, "output", (output,), stored)]
+        table = np.zeros(sizes)
+        for row, column in np.ndindex(sizes[:2]):
+            bits = candidates[weights][row], candidates[source][column]
+            table[row, column] = self.pricer.packing(op.name, shape, *bits, candidates[output])
+        if source == output:  # one variable decides both
+            return [Factor(LATENCY, op.name, "output", (weights, source), np.einsum("wss->ws", table))]
+        return [Factor(LATENCY, op.name, "output", variables, table)]
 
     def _element(
         self, op: Operation, graph: ModelGraph, space: SearchSpace, candidates: Mapping[str, tuple[int, ...]]

@@ -13,29 +13,54 @@ Legend: W candidates of the weights, A candidates of the input.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddq_search.errors import CostError
+from ddq_search.export.c.kernels import Kernel as CKernel
+from ddq_search.export.c.registry import all_kernels
 from ddq_search.graph import Operation
 from ddq_search.layer_shape import LayerShape
 from ddq_search.packing import activation_bytes, weight_bytes
 from ddq_search.precision import storage_bits
 from hardware_models.engine import ElementCost, Engine, Kernel, Rate
 from hardware_models.layers import elements_read
+from hardware_models.profile import DeviceProfile
 from hardware_models.terms import scratch, work
 
 Table = NDArray[np.float64]
 
 
+def pricer_of(profile: DeviceProfile, threads: int = 1) -> Pricer:
+    """Returns the pricer of a profile; where it prices our C kernels, these say what they execute and need.
+
+    Raises:
+        CostError: no speed-up for this number of threads, or the profile prices a C kernel that there is not.
+    """
+    own = all_kernels() if profile.runtime_key == "ddq-c" else None
+    unknown = sorted({kernel.name for kernel in profile.engine.kernels} - set(own)) if own is not None else []
+    if own is not None and unknown:
+        raise CostError(f"device {profile.name}: there is no C kernel {unknown[0]!r}; there are {', '.join(own)}")
+    return Pricer(profile.engine, profile.clock_hz.value, threads, own)
+
+
 class Pricer:
     """Seconds and scratch bytes of operations on one device."""
 
-    def __init__(self, engine: Engine, clock_hz: float, threads: int = 1) -> None:
+    def __init__(
+        self, engine: Engine, clock_hz: float, threads: int = 1, own: Mapping[str, CKernel] | None = None
+    ) -> None:
         """Compiles an engine.
+
+        Args:
+            engine: the engine.
+            clock_hz: what its cycles become seconds with.
+            threads: how many.
+            own: our C kernels by name, where the profile prices these: they say which shapes they execute and how much
+                scratch they take.
 
         Raises:
             CostError: the engine has no speed-up for this number of threads.
@@ -43,7 +68,10 @@ class Pricer:
         if threads != 1 and threads not in engine.thread_speedup:
             known = sorted({1, *engine.thread_speedup})
             raise CostError(f"no measured speed-up for {threads} threads; known: {known}")
-        self.engine = engine
+        self.engine, self._own = engine, own
+        self._candidates: dict[LayerShape, list[int]] = {}
+        self._chosen: dict[tuple[LayerShape, int, int], tuple[int, float]] = {}
+        self._unpacks = own is None and bool(engine.unpack)  # C kernels unpack themselves
         unit_s = 1e-9 if engine.unit == "nanoseconds" else 1.0 / clock_hz
         speedup = 1.0 if threads == 1 else engine.thread_speedup[threads].value
         self.seconds_per_unit = engine.cycles_per_unit.value * unit_s / speedup
@@ -55,32 +83,25 @@ class Pricer:
         self, name: str, shape: LayerShape, weight_bits: Sequence[int], input_bits: Sequence[int]
     ) -> tuple[Table, Table]:
         """Returns latency in seconds and scratch in bytes of a weighted layer, both ``[W, A]``."""
-        kernels = [kernel for kernel in self.engine.kernels if kernel.executes(shape)]
         seconds = np.empty((len(weight_bits), len(input_bits)))
         scratch_bytes = np.empty_like(seconds)
-        own = [(work(kernel.terms, shape, kernel), scratch(kernel.scratch, shape, kernel)) for kernel in kernels]
         for row, column in np.ndindex(seconds.shape):
-            widths = storage_bits(weight_bits[row]), storage_bits(input_bits[column])
-            index, units = self._cheapest(name, shape, kernels, [units for units, _ in own], *widths)
-            moved = (
-                weight_bytes(shape.channels, shape.row_length, weight_bits[row]),
-                activation_bytes(shape.inputs, input_bits[column]),
-            )
-            seconds[row, column] = self._seconds(units, *moved)
-            scratch_bytes[row, column] = own[index][1] + _unpacked_bytes(kernels[index], shape, *widths)
+            bits = weight_bits[row], input_bits[column]
+            widths = storage_bits(bits[0]), storage_bits(bits[1])
+            index, units = self._cheapest(name, shape, *widths)
+            seconds[row, column] = self._seconds(units, *_moved(shape, *bits))
+            scratch_bytes[row, column] = self._scratch(self.engine.kernels[index], shape, *widths)
         return seconds, scratch_bytes
 
     def kernel_of(self, name: str, shape: LayerShape, weight_bits: int, input_bits: int) -> Kernel:
         """Returns the kernel that a weighted layer is priced on."""
-        kernels = [kernel for kernel in self.engine.kernels if kernel.executes(shape)]
-        own = [work(kernel.terms, shape, kernel) for kernel in kernels]
-        index, _ = self._cheapest(name, shape, kernels, own, storage_bits(weight_bits), storage_bits(input_bits))
-        return kernels[index]
+        index, _ = self._cheapest(name, shape, storage_bits(weight_bits), storage_bits(input_bits))
+        return self.engine.kernels[index]
 
     def layer_output(self, shape: LayerShape, output_bits: Sequence[int]) -> Table | None:
         """Returns the seconds of requantizing, packing and storing the output, one per candidate.
 
-        ``None`` where a kernel's terms hold all of it.
+        ``None`` where the kernels' terms hold all of it.
         """
         if self.engine.output is None and not self.engine.pack:
             return None
@@ -96,6 +117,37 @@ class Pricer:
             ]
         )
 
+    def packing(
+        self, name: str, shape: LayerShape, weight_bits: int, input_bits: int, output_bits: Sequence[int]
+    ) -> Table:
+        """Returns what a layer takes longer because its kernel also stores the output, one per candidate.
+
+        Kernels that price their own packing overlap it with everything else, so this is a difference.
+        """
+        index, units = self._cheapest(name, shape, storage_bits(weight_bits), storage_bits(input_bits))
+        kernel, (weights, inputs) = self.engine.kernels[index], _moved(shape, weight_bits, input_bits)
+        result = []
+        for bits in output_bits:
+            packed = work(kernel.pack[storage_bits(bits)], shape, kernel) if storage_bits(bits) < 8 else 0.0
+            outputs = activation_bytes(shape.outputs, bits)
+            result.append(self._seconds(units + packed, weights, inputs + outputs))
+        return np.array(result) - self._seconds(units, weights, inputs)
+
+    def _executing(self, shape: LayerShape) -> list[int]:
+        """Indices of the kernels for a shape; one with a condition stands for its namesake without."""
+        found = [
+            index
+            for index, kernel in enumerate(self.engine.kernels)
+            if kernel.executes(shape) and (self._own is None or self._own[kernel.name].executes(shape))
+        ]
+        special = {_key(self.engine.kernels[i]) for i in found if self.engine.kernels[i].conditional}
+        return [i for i in found if self.engine.kernels[i].conditional or _key(self.engine.kernels[i]) not in special]
+
+    def _scratch(self, kernel: Kernel, shape: LayerShape, weights: int, inputs: int) -> int:
+        if self._own is not None:
+            return self._own[kernel.name].scratch_bytes(shape, weights, inputs)
+        return scratch(kernel.scratch, shape, kernel) + _unpacked_bytes(kernel, shape, weights, inputs)
+
     def element(
         self, op: Operation, cost: ElementCost, input_bits: Sequence[NDArray[np.int64]], output_bits: NDArray[np.int64]
     ) -> Table:
@@ -104,35 +156,42 @@ class Pricer:
         if read == written == 0.0:
             return np.zeros(np.broadcast_shapes(*(bits.shape for bits in input_bits), output_bits.shape))
         sizes = [op.output_elements] if op.kind == "slice" else [math.prod(shape) for shape in op.input_shapes]
+        reads = elements_read(op) / sum(sizes)
         units = _each(output_bits, partial(self._stored, cost, op.output_elements, written))
         moved = _each(output_bits, partial(activation_bytes, op.output_elements))
         for shape, size, bits in zip(op.input_shapes, sizes, input_bits, strict=True):
-            loaded = partial(self._loaded, cost, size, shape[0], read * size / sum(sizes))
+            loaded = partial(self._loaded, cost, size * reads, shape[0], read * size / sum(sizes))
             units = np.add(units, _each(bits, loaded))
             moved = np.add(moved, _each(bits, partial(activation_bytes, size)))
         return self._combined(units * self.seconds_per_unit, _time(moved, self.engine.activation_bandwidth_bytes_per_s))
 
-    def _cheapest(
-        self, name: str, shape: LayerShape, kernels: Sequence[Kernel], own: Sequence[float], weights: int, inputs: int
-    ) -> tuple[int, float]:
+    def _cheapest(self, name: str, shape: LayerShape, weights: int, inputs: int) -> tuple[int, float]:
         """Index and work of the cheapest kernel for codes stored at these widths, unpacking included."""
+        known = self._chosen.get((shape, weights, inputs))
+        if known is not None:
+            return known
+        if shape not in self._candidates:
+            self._candidates[shape] = self._executing(shape)
         best: tuple[int, float] | None = None
-        for index, kernel in enumerate(kernels):
+        for index in self._candidates[shape]:
+            kernel = self.engine.kernels[index]
             exact = (kernel.weight_bits, kernel.activation_bits) == (weights, inputs)
-            fits = kernel.weight_bits >= weights and kernel.activation_bits >= inputs and bool(self.engine.unpack)
+            fits = self._unpacks and kernel.weight_bits >= weights and kernel.activation_bits >= inputs
             if not (exact or fits):
                 continue
-            units = own[index]
+            units = work(kernel.terms, shape, kernel)
             units += shape.weights * self._widened(weights, kernel.weight_bits)
             units += shape.inputs * self._widened(inputs, kernel.activation_bits)
             if best is None or units < best[1]:
                 best = index, units
         if best is None:
+            kernels = [self.engine.kernels[index] for index in self._candidates[shape]]
             offered = sorted({(kernel.weight_bits, kernel.activation_bits) for kernel in kernels})
             raise CostError(
                 f"{name!r} ({shape.layer_class}): {weights}-bit weights with {inputs}-bit activations have no price; "
                 f"priced (weights, activations): {offered}"
             )
+        self._chosen[shape, weights, inputs] = best
         return best
 
     def _widened(self, bits: int, width: int) -> float:
@@ -142,7 +201,7 @@ class Pricer:
     def _stored(self, cost: ElementCost, elements: int, units: float, bits: int) -> float:
         return units * bits / 8 if cost.packed else units + elements * self._pack[bits]
 
-    def _loaded(self, cost: ElementCost, elements: int, channels: int, units: float, bits: int) -> float:
+    def _loaded(self, cost: ElementCost, elements: float, channels: int, units: float, bits: int) -> float:
         if not cost.packed:
             return units + (elements * self._unpack[bits] if bits < 8 else 0.0)
         if channels * bits % 8:  # channels that do not fill bytes are moved one by one
@@ -164,6 +223,15 @@ class Pricer:
 
 def _time(moved: Table, bandwidth: Rate | None) -> Table:
     return np.zeros_like(moved) if bandwidth is None else moved / bandwidth.value
+
+
+def _moved(shape: LayerShape, weight_bits: int, input_bits: int) -> tuple[int, int]:
+    """Bytes of weights and of inputs."""
+    return weight_bytes(shape.channels, shape.row_length, weight_bits), activation_bytes(shape.inputs, input_bits)
+
+
+def _key(kernel: Kernel) -> tuple[str, int, int]:
+    return kernel.name, kernel.weight_bits, kernel.activation_bits
 
 
 def _unpacked_bytes(kernel: Kernel, shape: LayerShape, weights: int, inputs: int) -> int:

@@ -142,7 +142,8 @@ class DeviceProfile(Strict):
             if kernel.conditional or layer_class not in kernel.classes:
                 continue
             offered = (kernel.weight_bits, kernel.activation_bits)
-            if offered == wanted or (self.engine.unpack and offered[0] >= wanted[0] and offered[1] >= wanted[1]):
+            unpacks = self.runtime_key != "ddq-c" and bool(self.engine.unpack)  # C kernels unpack themselves
+            if offered == wanted or (unpacks and offered[0] >= wanted[0] and offered[1] >= wanted[1]):
                 return
         raise ValueError(
             f"engine.kernels: none executes {layer_class} layers of every shape with {weight_bits}-bit weights and "

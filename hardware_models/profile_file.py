@@ -49,7 +49,9 @@ def _lines(path: str, fields: Mapping[str, Any]) -> Iterator[str]:
 def _is_table(key: str, value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], Mapping)
-    return isinstance(value, Mapping) and key not in _ON_ONE_LINE and "source" not in value
+    if not isinstance(value, Mapping) or key in _ON_ONE_LINE or "source" in value:
+        return False
+    return key != "pack" or any("source" in entry for entry in value.values())  # an engine's pack, not a kernel's
 
 
 def _text(value: Any) -> str:

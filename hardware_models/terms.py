@@ -10,42 +10,15 @@ depthwise layer is one product over all its channels, a grouped layer one per gr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
 
 from ddq_search.layer_shape import LayerShape
 from ddq_search.packing import activation_bytes, weight_bytes
-
-
-class Tiles(Protocol):
-    """What the terms need to know of a kernel."""
-
-    @property
-    def weight_bits(self) -> int:
-        """Storage width of the weights it reads."""
-
-    @property
-    def activation_bits(self) -> int:
-        """Storage width of the activations it reads."""
-
-    @property
-    def tile_pixels(self) -> int:
-        """Output positions per tile."""
-
-    @property
-    def tile_channels(self) -> int:
-        """Output channels per tile."""
-
-    @property
-    def k_multiple(self) -> int:
-        """K per step of the inner loop."""
-
-    @property
-    def block(self) -> int | None:
-        """K after which narrow accumulators are widened."""
-
-
-Term = Callable[[LayerShape, Tiles], float]
+from hardware_models.loops.dsp import DSP_TERMS
+from hardware_models.loops.helium import HELIUM_TERMS
+from hardware_models.loops.neon import NEON_TERMS
+from hardware_models.loops.portable import PORTABLE_TERMS
+from hardware_models.tiling import Term, Tiles
 
 
 def _products(shape: LayerShape) -> tuple[int, int]:
@@ -128,12 +101,13 @@ def _winograd_macs(shape: LayerShape, kernel: Tiles) -> float:
     return -(-shape.output[0] // 4) * -(-shape.output[1] // 4) * 36 * shape.channels * shape.input_channels
 
 
-TERMS: Mapping[str, Term] = {
+GENERAL_TERMS: Mapping[str, Term] = {
     "once": lambda shape, kernel: 1.0,
     "macs": lambda shape, kernel: shape.macs,
     "outputs": lambda shape, kernel: shape.outputs,
     "pixels": lambda shape, kernel: shape.pixels,
     "columns": lambda shape, kernel: shape.pixels * shape.row_length * shape.groups,
+    "windows": lambda shape, kernel: shape.pixels * shape.groups,
     "runs": lambda shape, kernel: shape.pixels * shape.groups * shape.runs_per_pixel,
     "weights": lambda shape, kernel: shape.weights,
     "channels": lambda shape, kernel: shape.channels,
@@ -160,16 +134,25 @@ TERMS: Mapping[str, Term] = {
 """Term → count of it in a layer on a kernel:
 
 ``once`` 1 per call; ``macs, outputs, pixels, weights, channels, inputs`` of the layer; ``columns`` elements of all
-columns, P·K per group; ``runs`` contiguous pieces gathered into them; ``border_pixels`` positions whose window leaves
-the image and ``border_macs`` their products; ``padded_macs`` products in whole tiles and steps; ``tiles``; ``steps`` of
-the inner loop; ``blocks`` between widenings of narrow accumulators; ``tail_macs`` products outside full tiles and
-steps; ``tail_outputs`` outputs outside tiles full in both directions; ``taps`` window positions of all outputs, per
-group of a grouped layer, ``inside_taps`` those inside the image and ``inside_macs`` their share of the products;
-``weight_passes`` weights, once per matrix product of a pointwise layer; ``panel_bytes, panel_runs, panel_unaligned``
-of gathering where the input cannot be read in place (bytes of whole columns, contiguous pieces, elements moved one by
-one because channels do not fill bytes); ``weight_bytes, input_bytes`` at the kernel's widths; ``winograd_macs``
-products of F(4 x 4, 3 x 3).
+columns, P·K per group; ``windows`` positions of all groups; ``runs`` contiguous pieces gathered into them;
+``border_pixels`` positions whose window leaves the image and ``border_macs`` their products; ``padded_macs`` products
+in whole tiles and steps; ``tiles``; ``steps`` of the inner loop; ``blocks`` between widenings of narrow accumulators;
+``tail_macs`` products outside full tiles and steps; ``tail_outputs`` outputs outside tiles full in both directions;
+``taps`` window positions of all outputs, per group of a grouped layer, ``inside_taps`` those inside the image and
+``inside_macs`` their share of the products; ``weight_passes`` weights, once per matrix product of a pointwise layer;
+``panel_bytes, panel_runs, panel_unaligned`` of gathering where the input cannot be read in place (bytes of whole
+columns, contiguous pieces, elements moved one by one because channels do not fill bytes); ``weight_bytes,
+input_bytes`` at the kernel's widths; ``winograd_macs`` products of F(4 x 4, 3 x 3).
 """
+
+TERMS: Mapping[str, Term] = {
+    **GENERAL_TERMS,
+    **{f"dsp_{name}": term for name, term in DSP_TERMS.items()},
+    **{f"portable_{name}": term for name, term in PORTABLE_TERMS.items()},
+    **{f"neon_{name}": term for name, term in NEON_TERMS.items()},
+    **{f"helium_{name}": term for name, term in HELIUM_TERMS.items()},
+}
+"""All terms of a profile; those of one family of our kernels carry its name in front."""
 
 SCRATCH_TERMS: Mapping[str, Term] = {
     "fixed": lambda shape, kernel: 1.0,

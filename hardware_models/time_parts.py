@@ -22,7 +22,7 @@ from ddq_search.packing import activation_bytes, weight_bytes
 from ddq_search.precision import storage_bits
 from hardware_models.engine import Engine, Kernel
 from hardware_models.executions import Execution
-from hardware_models.pricing import Pricer
+from hardware_models.pricing import pricer_of
 from hardware_models.profile import DeviceProfile
 from hardware_models.terms import counts
 
@@ -59,10 +59,9 @@ class Anatomy:
     def __init__(self, profile: DeviceProfile) -> None:
         self.engine: Engine = profile.engine
         self.operations = profile.operations
-        self.pricer = Pricer(profile.engine, profile.clock_hz.value)
-        self._compute_only = Pricer(
-            profile.engine.model_copy(update={"activation_bandwidth_bytes_per_s": None}), profile.clock_hz.value
-        )
+        self.pricer = pricer_of(profile)
+        unbound = profile.engine.model_copy(update={"activation_bandwidth_bytes_per_s": None})
+        self._compute_only = pricer_of(profile.model_copy(update={"engine": unbound}))
 
     def pieces(self, execution: Execution) -> list[Piece]:
         """Returns the pieces of one execution.
@@ -72,7 +71,7 @@ class Anatomy:
         """
         call = Piece({Coefficient("call"): self.pricer.call_s}, {})
         if isinstance(execution.work, LayerShape):
-            return [call, self._layer(execution, execution.work), *self._output(execution, execution.work)]
+            return [call, *self._layer(execution, execution.work)]
         return [call, self._operation(execution, execution.work)]
 
     def seconds(self, execution: Execution) -> float:
@@ -83,7 +82,7 @@ class Anatomy:
             total += compute + memory if self.engine.combine == "sum" else max(compute, memory)
         return total
 
-    def _layer(self, execution: Execution, shape: LayerShape) -> Piece:
+    def _layer(self, execution: Execution, shape: LayerShape) -> list[Piece]:
         weights, inputs = storage_bits(execution.weight_bits), storage_bits(execution.input_bits)
         index = self._kernel_index(execution, shape)
         kernel, unit = self.engine.kernels[index], self.pricer.seconds_per_unit
@@ -99,7 +98,14 @@ class Anatomy:
             moved = weight_bytes(shape.channels, shape.row_length, execution.weight_bits)
             memory[Coefficient("weight memory")] = moved / self.engine.weight_bandwidth_bytes_per_s.value
         self._move(memory, activation_bytes(shape.inputs, execution.input_bits))
-        return Piece(compute, memory)
+        if not kernel.pack:
+            return [Piece(compute, memory), *self._output(execution, shape)]
+        output_bits = storage_bits(execution.output_bits)
+        packing = kernel.pack.get(output_bits, {})
+        for term, count in counts(packing, shape, kernel).items():
+            compute[Coefficient(f"pack {output_bits}", index, term)] = packing[term] * count * unit
+        self._move(memory, activation_bytes(shape.outputs, execution.output_bits))
+        return [Piece(compute, memory)]
 
     def _kernel_index(self, execution: Execution, shape: LayerShape) -> int:
         """The kernel that a measurement names, otherwise the one a layer is priced on."""

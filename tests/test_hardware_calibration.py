@@ -27,7 +27,7 @@ from hardware_models.engine import Rate
 from hardware_models.executions import Execution, Measurement, executions_of
 from hardware_models.model import ArmCostModel
 from hardware_models.networks import load_network
-from hardware_models.pricing import Pricer
+from hardware_models.pricing import pricer_of
 from hardware_models.profile import DeviceProfile, list_profiles, load_profile
 from hardware_models.profile_file import write_profile
 from hardware_models.time_parts import Anatomy, Coefficient
@@ -71,9 +71,12 @@ def test_the_parts_add_up_to_the_price(name: str, shape: LayerShape, data: st.Da
     profile = load_profile(name)
     bits = data.draw(st.sampled_from(profile.legal.weights[shape.layer_class]))
     inputs, output = (data.draw(st.sampled_from(profile.legal.activations)) for _ in range(2))
-    pricer = Pricer(profile.engine, profile.clock_hz.value)
+    pricer = pricer_of(profile)
     seconds, _ = pricer.layer("layer", shape, (bits,), (inputs,))
-    stored = pricer.layer_output(shape, (output,))
+    if pricer.kernel_of("layer", shape, bits, inputs).pack:
+        stored = pricer.packing("layer", shape, bits, inputs, (output,))
+    else:
+        stored = pricer.layer_output(shape, (output,))
     price = pricer.call_s + seconds.item() + (0.0 if stored is None else stored.item())
     assert Anatomy(profile).seconds(Execution("layer", shape, bits, inputs, output)) == pytest.approx(price, rel=1e-12)
 
@@ -187,12 +190,11 @@ def test_the_slower_of_compute_and_memory_is_what_gets_scaled() -> None:
     runs += [Execution(f"conv {c}", layer("conv", c, c, 14)) for c in (16, 32, 48, 64, 80)]
     anatomy, found = Anatomy(base), []
     for run in runs:
-        call, work, output = anatomy.pieces(run)
+        call, work = anatomy.pieces(run)
         waits = sum(work.memory.values()) > sum(work.compute.values())
         assert waits == (run.work.layer_class == "linear")  # type: ignore[union-attr]
         memory = sum(2 * s if c.place == "weight memory" else s for c, s in work.memory.items())
         seconds = sum(call.compute.values()) + max(sum(work.compute.values()), memory)
-        seconds += max(sum(output.compute.values()), sum(output.memory.values()))
         found.append(Measurement(run.name, seconds, (run,)))
     result = fit(base, found)
     assert result.level != "scale"

@@ -11,20 +11,18 @@ import networkx as nx
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, CostTables
 from ddq_search.errors import CostError
 from ddq_search.graph import ModelGraph, Operation, operation, operations
-from ddq_search.layer_shape import LayerShape, layer_shape
+from ddq_search.layer_shape import layer_shape
 from ddq_search.space import SearchSpace, Variable, build_space
 from ddq_search.trace import trace
 from hardware_models import ArmCostModel, contract, cost_model, list_profiles
-from hardware_models.terms import work
 
 A53, M7, M4 = "cortex-a53-rpi3-lowbit-neon", "cortex-m7-stm32h743-cmsis-nn", "cortex-m4-stm32l4r5-cmsis-nn"
+M4_OWN, M7_OWN, M55_OWN = "cortex-m4-stm32l4r5-ddq", "cortex-m7-stm32h743-ddq", "cortex-m55-an547-ddq"
 
 
 def conv(name: str, shape: tuple[int, int, int], out: int, kernel: int, stride: int = 1, groups: int = 1) -> Operation:
@@ -151,19 +149,6 @@ def test_cmsis_nn_scratch_as_counted(op: Operation, bits: int, expected: int) ->
     assert scratch.item() == expected
 
 
-def test_a53_convolution_by_hand() -> None:
-    """K = 144, 1024 pixels, 16 channels: cycles of the tiles plus gathering, over clock and attained fraction."""
-    op, scale = conv("c", (16, 32, 32), 16, 3), 1.5873 / 1.2e9
-    gather = 1024 * (144 * 0.11 + 3 * 10)
-    w8 = 256 * 1 * (4 * 16 * 144 * 0.327869 + 50) + gather
-    w4 = 512 * 4 * (2 * 4 * 144 * 0.220751 + 3 * 9 + 43) + gather
-    w2 = 256 * 4 * (4 * 4 * 192 * 0.135685 + 93 + 65) + 1024 * (192 / 4 * 0.11 + 3 * 10)
-    assert latency(A53, op, 8, 8) == pytest.approx(w8 * scale, rel=1e-12)
-    assert latency(A53, op, 4, 8) == pytest.approx(w4 * scale, rel=1e-12)
-    assert latency(A53, op, 2, 2) == pytest.approx(w2 * scale, rel=1e-12)
-    assert latency(A53, op, 4, 4) == pytest.approx((w4 + 16384 * 0.27) * scale, rel=1e-12)
-
-
 def test_flash_is_what_the_serializer_writes() -> None:
     space, tables, _ = priced("unusual", A53)
     policy = uniform(space, 4, 8)
@@ -208,57 +193,64 @@ def test_cmsis_nn_4_bit_weights_cost_time(device: str, op: Operation) -> None:
 
 
 @pytest.mark.parametrize("k", [64, 128, 144, 256, 288, 576, 1152])
-def test_a53_4_bit_weights_are_faster(k: int) -> None:
+def test_a53_narrow_weights_are_faster(k: int) -> None:
+    """4- and 2-bit weights on 8-bit inputs about alike, 2-bit weights on 2-bit inputs about twice as fast as 8 bit."""
     op = conv("c", (k // 9, 8, 8), 64, 3) if k % 9 == 0 else conv("c", (k, 8, 8), 64, 1)
-    assert latency(A53, op, 4, 8) < 0.97 * latency(A53, op, 8, 8)
-    assert latency(A53, op, 2, 8) <= latency(A53, op, 4, 8)
-    if k >= 144:
-        assert latency(A53, op, 2, 2) < 0.9 * latency(A53, op, 4, 8)
+    assert latency(A53, op, 4, 8) < 0.86 * latency(A53, op, 8, 8)
+    assert latency(A53, op, 2, 8) <= 1.02 * latency(A53, op, 4, 8)
+    assert latency(A53, op, 2, 2) < 0.75 * latency(A53, op, 4, 8)
 
 
-def test_a53_gains_approach_the_kernels_ratios() -> None:
+def test_a53_gains_of_a_large_layer() -> None:
     op = conv("c", (512, 16, 16), 512, 3)
-    assert latency(A53, op, 8, 8) / latency(A53, op, 4, 8) == pytest.approx(1.4, abs=0.05)
-    assert latency(A53, op, 8, 8) / latency(A53, op, 2, 2) == pytest.approx(2.3, abs=0.1)
+    assert latency(A53, op, 8, 8) / latency(A53, op, 4, 8) == pytest.approx(1.34, abs=0.03)
+    assert latency(A53, op, 8, 8) / latency(A53, op, 2, 2) == pytest.approx(2.23, abs=0.05)
 
 
-def test_a53_short_rows_gain_nothing() -> None:
+def test_a53_short_rows_gain_little() -> None:
     stem = conv("stem", (3, 32, 32), 16, 3)
-    for weight_bits, act_bits in itertools.product((2, 4, 8), repeat=2):
-        assert latency(A53, stem, weight_bits, act_bits) >= latency(A53, stem, 8, 8)
+    for weight_bits, act_bits in itertools.product((4, 8), repeat=2):
+        assert latency(A53, stem, weight_bits, act_bits) > 0.94 * latency(A53, stem, 8, 8)
+    assert latency(A53, stem, 2, 2) > 0.85 * latency(A53, stem, 8, 8)
 
 
-def test_a53_depthwise_low_bits_cost_time() -> None:
+def test_a53_depthwise_low_bits_gain_nothing() -> None:
     op = conv("dw", (64, 12, 12), 64, 3, groups=64)
     for weight_bits, act_bits in ((4, 8), (2, 8), (8, 4), (8, 2), (2, 2)):
         assert latency(A53, op, weight_bits, act_bits) > latency(A53, op, 8, 8)
 
 
-def test_a53_other_pairs_pay_for_unpacking() -> None:
+def test_a53_narrow_inputs_keep_sums_narrow() -> None:
+    """8-bit weights on 4-bit inputs sum in 16 bits as 4-bit weights on 8-bit inputs do; 2 x 2 bits sum in 8."""
     op = conv("c", (64, 16, 16), 64, 3)
-    assert latency(A53, op, 8, 4) > latency(A53, op, 8, 8) < latency(A53, op, 8, 2)
-    assert latency(A53, op, 4, 4) > latency(A53, op, 4, 8) < latency(A53, op, 4, 2)
+    assert latency(A53, op, 8, 4) == pytest.approx(latency(A53, op, 4, 8), rel=0.1)
+    assert latency(A53, op, 2, 2) < 0.75 * latency(A53, op, 4, 4) < latency(A53, op, 4, 8)
 
 
-@settings(deadline=None, max_examples=100)
-@given(st.integers(1, 96), st.integers(1, 24), st.integers(1, 96), st.sampled_from([1, 3]))
-def test_a53_a_wider_container_bounds_the_price(channels: int, size: int, out: int, kernel: int) -> None:
-    """No pair costs more than the 8-bit layer plus unpacking both operands."""
-    op = conv("c", (channels, size, size), out, kernel)
-    shape, pricer = layer_shape(op), cost_model(A53).pricer
-    seconds, scratch = pricer.layer("c", shape, (2, 4, 8), (2, 4, 8))
-    unpack = (shape.weights + shape.inputs) * 0.27 * pricer.seconds_per_unit
-    assert (seconds <= seconds[2, 2] + unpack + 1e-15).all()
-    assert (scratch >= 0).all()
+@pytest.mark.parametrize("device", [M4_OWN, M7_OWN, M55_OWN])
+@pytest.mark.parametrize("op", LAYERS, ids=lambda op: op.name)
+def test_own_cortex_m_kernels_unpack_weights_for_little(device: str, op: Operation) -> None:
+    """Far from the 1.3-2.0 x that 4-bit weights cost elsewhere on these cores."""
+    for bits in (4, 2):
+        assert 0.85 < latency(device, op, bits, 8) / latency(device, op, 8, 8) < 1.25
 
 
-def test_staircase_of_k() -> None:
-    """Rows of 17 to 32 weights cost the tiles of 32."""
-    kernel = next(kernel for kernel in cost_model(A53).profile.engine.kernels if kernel.name == "w4a8_mlal16_2x4")
-    tiles = {name: kernel.terms[name] for name in ("padded_macs", "tiles", "blocks")}
-    shapes = [LayerShape("linear", (1, 1, k), (1, 1, 64)) for k in (17, 32, 33)]
-    a, b, c = (work(tiles, shape, kernel) for shape in shapes)
-    assert a == b < c
+@pytest.mark.parametrize("device", ["cortex-a55-rk3566-ddq", "cortex-a76-rpi5-ddq"])
+@pytest.mark.parametrize("op", LAYERS, ids=lambda op: op.name)
+def test_dot_product_cores_gain_no_time(device: str, op: Operation) -> None:
+    for weight_bits, act_bits in itertools.product((2, 4, 8), repeat=2):
+        assert latency(device, op, weight_bits, act_bits) > 0.96 * latency(device, op, 8, 8)
+    if op.name != "stem":
+        assert latency("cortex-a76-rpi5-ddq", op, 4, 8) > latency("cortex-a76-rpi5-ddq", op, 8, 8)
+
+
+@pytest.mark.parametrize("device", [A53, M4_OWN])
+@pytest.mark.parametrize("k", [17, 40])
+def test_staircase_of_k(device: str, k: int) -> None:
+    """A row takes whole steps: 4-bit weights of K and of K rounded up to 16 differ by gathering only."""
+    seconds = [latency(device, conv("c", (n, 8, 8), 64, 1), 4, 8) for n in (k, -(-k // 16) * 16, -(-k // 16) * 16 + 16)]
+    assert seconds[2] - seconds[1] > 0
+    assert abs(seconds[1] - seconds[0]) < seconds[2] - seconds[1] or seconds[0] > seconds[1]
 
 
 # -- contract -----------------------------------------------------------------------------------------------------
@@ -299,10 +291,11 @@ def test_tied_tensors_share_an_axis() -> None:
     assert all(len(set(factor.variables)) == len(factor.variables) for factor in tables.factors)
 
 
-def test_packing_outputs_costs_time_on_a53_and_unpacking_is_paid_by_the_reader() -> None:
+def test_storing_outputs_is_priced_for_every_kernel() -> None:
     _, tables, _ = priced("resnet8", A53)
-    output = next(f for f in tables.factors if f.part == "output" and f.table.shape == (3,))
-    assert output.table[0] > output.table[2] < output.table[1]
+    output = next(f for f in tables.factors if f.part == "output" and f.table.shape == (3, 3, 3))
+    assert (output.table >= 0).all()
+    assert output.table.max() > 0
     residual = next(f for f in tables.factors if f.operation.startswith("blocks.0.add") and f.part == "compute")
     assert residual.table.min() == residual.table[(-1,) * residual.table.ndim]
 

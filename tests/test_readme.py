@@ -16,7 +16,7 @@ from search_spaces.models import build_model
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 QUICK = (
-    '"budgets.latency": "80%", "training.float_epochs": 1, "training.joint_epochs": 1, "training.finetune_epochs": 1, '
+    '"budgets.latency": "90%", "training.float_epochs": 1, "training.joint_epochs": 1, "training.finetune_epochs": 1, '
     '"search.points": 2, "search.relaxed_points": 0, "search.uniform": [[8, 8]]'
 )
 
@@ -25,7 +25,7 @@ def test_the_whole_search_in_ten_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = BLOCKS[0].replace('"budgets.latency": "80%"', QUICK)
+    code = BLOCKS[0].replace('"budgets.latency": "90%"', QUICK)
     assert code != BLOCKS[0]
     exec(compile(code, "README.md", "exec"), {})
     assert '"weights"' in capsys.readouterr().out

@@ -270,7 +270,8 @@ def test_a_driver_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_looking_at_a_trial_changes_nothing_and_sees_the_policy_for_the_budgets(tmp_path: Path) -> None:
     """Two epochs, two policies within the budgets: four looks; the second is the integer loss but for rounding."""
     wanted = {
-        "model.name": "mlp", "data.limit": 100, "budgets.latency": "85%", "budgets.flash": "60%",
+        "model.name": "mlp", "data.limit": 100, "device.profile": "cortex-m4-stm32l4r5-ddq",
+        "budgets.latency": "85%", "budgets.flash": "60%",
         "training.float_epochs": 1, "training.joint_epochs": 2, "training.finetune_epochs": 1, "search.points": 2,
         "search.extra_points": 0, "search.relaxed_points": 0, "search.uniform": [[8, 8]], "training.norm_batches": 2,
         "training.batch_size": 16, "training.threads": 1,

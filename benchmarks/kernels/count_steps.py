@@ -27,13 +27,19 @@ SOURCES = ("ddq_add.c", "ddq_multiply.c", "ddq_mean.c", "ddq_pool.c", "ddq_looku
 COLUMNS = ("core", "compiler", "flags", "operation", "input_bits", "output_bits", "read", "outputs", "instructions")
 
 
+def rounding(core: str) -> str:
+    """Returns the rounding of sums, products and means that a core's runtime has: one on AArch64, two on Cortex-M."""
+    return "DDQ_SINGLE" if core.startswith("aarch64") else "DDQ_DOUBLE"
+
+
 def count(core: str) -> list[dict[str, object]]:
     """Returns one row per operation, width and size."""
     target = TARGETS[core]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         program = Path(__file__).with_name("steps.c")
-        elf = build(target, [program, *(RUNTIME / source for source in SOURCES)], directory / "steps.elf")
+        sources = [program, *(RUNTIME / source for source in SOURCES)]
+        elf = build(target, sources, directory / "steps.elf", [*OPTIMISATION, f"-DROUNDING={rounding(core)}"])
         plugin = f"{counting_plugin(target, elf, directory)},out={directory / 'counts.txt'}"
         done = run(target, elf, directory, plugin=plugin)
         if done.returncode:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cases import conv, depthwise, linear
-from dsp_terms import DSP_TERMS
 from fit import Form
 from helium_forms import FURTHER as LOPSIDED
 
 from ddq_search.layer_shape import LayerShape
+from hardware_models.loops.dsp import DSP_TERMS
 
 COUNTS = "own_kernels_cortex_m.csv"
 MORE_COUNTS = "own_kernels_cortex_m_more.csv"

@@ -38,7 +38,13 @@ from hardware_models.fitting import Array, fit_relative, leave_one_out
 from hardware_models.terms import TERMS, Term
 
 MEASUREMENTS = Path(__file__).resolve().parents[2] / "hardware_models" / "measurements"
-MODULES = {"dsp": "dsp_forms", "helium": "helium_forms", "neon": "neon_forms", "neon_dot": "neon_dot_forms"}
+MODULES = {
+    "portable": "portable_forms",
+    "dsp": "dsp_forms",
+    "helium": "helium_forms",
+    "neon": "neon_forms",
+    "neon_dot": "neon_dot_forms",
+}
 """Family → module with its forms."""
 PACKED = (4, 2)
 """Widths of outputs that are packed, at a cost per output."""
@@ -112,12 +118,13 @@ class Fit:
     left_out: Array
 
     def of(self, classes: Sequence[str], input_bits: int) -> list[int]:
-        """Returns which calls are of these classes and inputs, outputs of 8 bits."""
-        return [
+        """Returns which calls are of these classes and inputs: those with outputs of 8 bits, if there are any."""
+        found = [
             index
             for index, call in enumerate(self.calls)
-            if call.shape.layer_class in classes and (call.input_bits, call.output_bits) == (input_bits, 8)
+            if call.shape.layer_class in classes and call.input_bits == input_bits
         ]
+        return [index for index in found if self.calls[index].output_bits == 8] or found
 
 
 def read(path: Path, core: str) -> list[Count]:
@@ -173,10 +180,17 @@ def fitted(form: Form, weight_bits: int, calls: Sequence[Count], terms: Mapping[
     return Fit(form, weight_bits, own, coefficients, errors, leave_one_out(counted, target))
 
 
-def toml(fit: Fit, terms: Mapping[str, Term], core: str) -> str:
-    """Returns the entries of a profile: one per group of classes and width of inputs that was counted."""
+def toml(fit: Fit, terms: Mapping[str, Term], names: Mapping[str, str], core: str) -> str:
+    """Returns the entries of a profile: one per group of classes and width of inputs that was counted.
+
+    ``names``: term → its name in a profile.
+    """
     form, parts = fit.form, []
-    listed = columns(form)[: -len(PACKED) * len(form.packing)]
+    packed = len(PACKED) * len(form.packing)
+    listed = columns(form)[:-packed]
+    pack: dict[int, dict[str, float]] = {bits: {} for bits in PACKED}
+    for (term, bits), value in zip(columns(form)[-packed:], fit.coefficients[-packed:], strict=True):
+        pack[cast("int", bits)][names[term]] = float(value)
     for classes, input_bits in itertools.product(form.entries, form.by_input):
         rows = fit.of(classes, input_bits)
         if not rows:
@@ -186,19 +200,29 @@ def toml(fit: Fit, terms: Mapping[str, Term], core: str) -> str:
         for (term, bits), value in zip(listed, fit.coefficients, strict=False):
             used = any(terms[term](fit.calls[index].shape, kernel) for index in rows)
             if bits in (None, input_bits) and value > 0 and used:
-                values[term] = values.get(term, 0.0) + float(value)
+                values[names[term]] = values.get(names[term], 0.0) + float(value)
         errors, left_out = np.abs(fit.errors[rows]), np.abs(fit.left_out[rows])
-        names = ", ".join(f'"{name}"' for name in classes)
+        quoted = ", ".join(f'"{name}"' for name in classes)
         parts.append(
-            f'[[engine.kernels]]\nname = "{form.kernels[fit.weight_bits]}"\nclasses = [{names}]\n'
+            f'[[engine.kernels]]\nname = "{form.kernels[fit.weight_bits]}"\nclasses = [{quoted}]\n'
             f"weight_bits = {fit.weight_bits}\nactivation_bits = {input_bits}\n{form.condition}"
             f"tile_pixels = {form.tile_pixels}\ntile_channels = {form.tile_channels}\n"
             f'k_multiple = {kernel.k_multiple}\nkind = "emulated"\n'
             f'source = "{len(rows)} calls counted on {core}: error mean {100 * errors.mean():.1f} %, largest '
             f'{100 * errors.max():.1f} %, left out mean {100 * left_out.mean():.1f} %"\n'
-            f"terms = {{ {', '.join(f'{term} = {value:.4g}' for term, value in values.items())} }}\n"
+            f"terms = {_inline(values)}\npack = {{ {', '.join(f'{b} = {_inline(pack[b])}' for b in PACKED)} }}\n"
         )
     return "\n".join(parts)
+
+
+def _inline(values: Mapping[str, float]) -> str:
+    return f"{{ {', '.join(f'{term} = {value:.4g}' for term, value in values.items())} }}"
+
+
+def profile_names(name: str, family: ModuleType) -> dict[str, str]:
+    """Returns term → its name in a profile: those of a family's own loops carry its first word."""
+    own = {term: f"{name.partition('_')[0]}_{term}" for term in family.TERMS}
+    return {**{term: term for term in TERMS}, **own}
 
 
 def describe(fit: Fit) -> str:
@@ -249,12 +273,13 @@ def main() -> None:
         count_further(family, arguments.family, arguments.core)
         return
     terms = {**TERMS, **family.TERMS}
+    names = profile_names(arguments.family, family)
     for core in arguments.core:
-        calls = [call for name in (family.COUNTS, family.MORE_COUNTS) for call in read(MEASUREMENTS / name, core)]
+        calls = [call for name in {family.COUNTS, family.MORE_COUNTS} for call in read(MEASUREMENTS / name, core)]
         for form in family.FORMS:
             for weight_bits in form.kernels:
                 fit = fitted(form, weight_bits, calls, terms)
-                print(toml(fit, terms, core) if arguments.toml else f"{core} {describe(fit)}")
+                print(toml(fit, terms, names, core) if arguments.toml else f"{core} {describe(fit)}")
 
 
 if __name__ == "__main__":

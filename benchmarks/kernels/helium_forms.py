@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from cases import conv, depthwise, linear
 from fit import Form
-from helium_terms import HELIUM_TERMS
 
 from ddq_search.layer_shape import LayerShape
+from hardware_models.loops.helium import HELIUM_TERMS
 
 COUNTS = "own_kernels_helium.csv"
 """Layers of `cases.py`, counted by `count.py`."""

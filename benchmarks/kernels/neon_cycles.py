@@ -14,7 +14,7 @@ import importlib
 import tempfile
 from pathlib import Path
 
-from fit import MEASUREMENTS, MODULES, Count, describe, fitted, read, toml
+from fit import MEASUREMENTS, MODULES, Count, describe, fitted, profile_names, read, toml
 from mca import FAMILIES
 
 from hardware_models.terms import TERMS
@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     family = importlib.import_module(MODULES[FAMILIES[arguments.core]])
     terms, calls = {**TERMS, **family.TERMS}, cycles(arguments.core)
-    names = {term: term for term in terms}
+    names = profile_names(FAMILIES[arguments.core], family)
     for form in family.FORMS:
         for weight_bits in form.kernels:
             fit = fitted(form, weight_bits, calls, terms)

@@ -8,9 +8,9 @@ from cases import conv
 from cases import depthwise as depthwise_case
 from cases import linear as linear_case
 from fit import Form
-from neon_terms import NEON_TERMS
 
 from ddq_search.layer_shape import LayerShape
+from hardware_models.loops.neon import NEON_TERMS
 
 COUNTS = "own_kernels_neon.csv"
 MORE_COUNTS = "own_kernels_neon_more.csv"

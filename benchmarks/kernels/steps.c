@@ -2,6 +2,10 @@
  * operation,in_bits,out_bits,elements read,outputs */
 #include <stdio.h>
 
+#ifndef ROUNDING
+#define ROUNDING DDQ_DOUBLE
+#endif
+
 #include "ddq_steps.h"
 
 enum { CHANNELS = 16, MOST = 32 * 32 * CHANNELS };
@@ -35,11 +39,11 @@ static void measure_all(int bits, uint32_t side) {
     const uint8_t high = (uint8_t)((1 << bits) - 1), zero = high / 2;
     const ddq_factor half = {1 << 30, 0}, small = {1 << 30, -9}, mean = {1 << 30, -8};
     const ddq_add_facts add = {.in = {half, half}, .out = small, .elements = {count, count}, .left_shift = 10,
-                               .in_zero = {zero, zero}, .out_zero = zero, .high = high, .rounding = DDQ_DOUBLE};
+                               .in_zero = {zero, zero}, .out_zero = zero, .high = high, .rounding = ROUNDING};
     const ddq_multiply_facts product = {.out = mean, .elements = {count, CHANNELS}, .in_zero = {zero, zero},
-                                        .out_zero = zero, .high = high, .rounding = DDQ_DOUBLE};
+                                        .out_zero = zero, .high = high, .rounding = ROUNDING};
     const ddq_mean_facts average = {.out = mean, .positions = positions, .channels = CHANNELS, .in_zero = zero,
-                                    .out_zero = zero, .high = high, .rounding = DDQ_DOUBLE};
+                                    .out_zero = zero, .high = high, .rounding = ROUNDING};
     const ddq_pool_facts two = {.in_h = side, .in_w = side, .channels = CHANNELS, .out_h = side / 2, .out_w = side / 2,
                                 .kernel_h = 2, .kernel_w = 2, .stride_h = 2, .stride_w = 2, .zero = zero};
     const ddq_pool_facts three = {.in_h = side, .in_w = side, .channels = CHANNELS, .out_h = side, .out_w = side,

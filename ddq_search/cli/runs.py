@@ -30,7 +30,7 @@ DEMO: dict[str, Any] = {
     "model.name": "resnet8",
     "data.name": "digits",
     "device.profile": "cortex-a53-rpi3-lowbit-neon",
-    "budgets.latency": "80%",
+    "budgets.latency": "90%",
     "budgets.flash": "40",
     "training.threads": 1,
 }

@@ -373,7 +373,7 @@ COMMAND = {
 
 def search_command(out, *launcher):
     settings = [f"--set={key}={value}" for key, value in COMMAND.items()]
-    budgets = ["--data", "digits", "--latency", "80%", "--flash-kib", "40"]
+    budgets = ["--data", "digits", "--latency", "90%", "--flash-kib", "40"]
     start = [sys.executable, *launcher, "-m", "ddq_search", "search"]
     return [*start, *budgets, *settings, "--out", str(out), "--resume"]
 

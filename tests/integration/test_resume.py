@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def _command(out: Path) -> list[str]:
-    budgets = ["--data", "digits", "--latency", "80%", "--flash-kib", "40"]
+    budgets = ["--data", "digits", "--latency", "90%", "--flash-kib", "40"]
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
     return [sys.executable, "-m", "ddq_search", "search", *budgets, *settings, "--out", str(out), "--resume"]
 

@@ -24,7 +24,7 @@ from ddq_search.task import measure
 from ddq_search.training import Silent
 
 SETTINGS = {
-    "model.name": "mlp", "data.name": "digits", "data.limit": 400, "device.profile": "cortex-a53-rpi3-lowbit-neon",
+    "model.name": "mlp", "data.name": "digits", "data.limit": 400, "device.profile": "cortex-m4-stm32l4r5-ddq",
     "budgets.latency": "90%", "budgets.flash": "80%", "training.float_epochs": 2, "training.joint_epochs": 2,
     "training.finetune_epochs": 1, "training.norm_batches": 2, "training.calibration_batches": 1, "training.threads": 1,
     "search.points": 4, "search.relaxed_points": 1, "search.uniform": [[8, 8], [4, 4]],

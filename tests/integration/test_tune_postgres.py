@@ -88,7 +88,8 @@ def _command(out: Path, host: str | None, *more: str) -> list[str]:
     program = ["-c", f"{renamed}from ddq_search.cli import main; main()"] if host else ["-m", "ddq_search"]
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
     return [
-        sys.executable, *program, "tune", "--data", "digits", "--model", "mlp", "--latency", "85%", "--flash", "60%",
+        sys.executable, *program, "tune", "--data", "digits", "--model", "mlp", "--device",
+        "cortex-m4-stm32l4r5-ddq", "--latency", "85%", "--flash", "60%",
         *settings, "--out", str(out), "--trials", str(TRIALS), "--heartbeat", str(HEARTBEAT_S), *more,
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ddq_search.layer_shape import LayerShape
-from hardware_models.terms import Term, Tiles
+from hardware_models.tiling import Term, Tiles
 
 PANEL = 72
 STEP = 16
@@ -75,7 +75,7 @@ def _end_bytes(shape: LayerShape, kernel: Tiles) -> int:
     repeated = -(shape.channels // groups) % 4 if groups == 1 else 0
     ends = [tail + distance * row for distance in (*(0,) * repeated, *range(shape.channels))[:64]]
     passes = shape.pixels if shape.layer_class == "linear" else len(_panels(shape))
-    return passes * sum(end for end in ends if end < 16)
+    return int(passes * sum(end for end in ends if end < 16))
 
 
 def _full_channel_tiles(shape: LayerShape) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ddq_search.layer_shape import LayerShape
-from hardware_models.terms import Term, Tiles
+from hardware_models.tiling import Term, Tiles
 
 
 def _products(shape: LayerShape) -> int:
