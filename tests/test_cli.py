@@ -132,7 +132,7 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 def test_export_and_verify(call: Call, run: Path) -> None:
-    code, out, _ = call("export", run)
+    code, out, _ = call("export", run, "--format", "onnx")
     assert code == 0
     assert "fine-tuned" in out
     code, out, _ = call("verify", run)
@@ -323,6 +323,7 @@ def test_mistakes_with_runs(call: Call, run: Path, tmp_path: Path) -> None:
     _refused(call("verify", run, "--policy", "p77"), "p77")
     _refused(call("price", run, "--policy", "p77"), "no policy 'p77'", "w8a8")
     _refused(call("export", run, "--format", "caffe"), "tflite")
+    _refused(call("export", run, "--format", "onnx,caffe"), "unknown format 'caffe'")
     _refused(call("evaluate", run, "--split", "train"), "validation, test")
     (run / "front.json").write_text('{"points": 3')
     _refused(call("price", run), "front.json", "broken")

@@ -161,9 +161,13 @@ def export(
     run: Run,
     policy: PolicyName = "best",
     format_: Annotated[
-        str,
-        typer.Option("--format", help="onnx (QDQ), tflite (LiteRT), c (C99 project) or program (integer program only)"),
-    ] = "onnx",
+        str | None,
+        typer.Option(
+            "--format",
+            help="onnx (QDQ), tflite, c (C99 project), program (integer program only); several with commas, or all "
+            "[default: what the priced runtime reads]",
+        ),
+    ] = None,
 ) -> None:
     """Exports a policy: the integer program with packed weights, and ONNX QDQ."""
     from ddq_search.cli import runs

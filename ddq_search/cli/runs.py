@@ -134,15 +134,30 @@ def compare(runs: list[Path], out: Path) -> None:
         tell(f"comparison: {build_comparison(runs, out)}")
 
 
-def export(run: Path, policy: str, format_: str) -> None:
-    """Exports a policy."""
-    if format_ not in ("onnx", "tflite", "program", "c"):
-        raise ConfigError(f"unknown format {format_!r}; available: onnx, tflite, program, c")
+FORMATS = ("onnx", "tflite", "c", "program")
+"""What can be exported; every export holds the integer program."""
+RUNTIME_FORMATS = {
+    "ddq-c": "c", "cmsis-nn": "tflite", "litert": "tflite", "xnnpack": "tflite", "ncnn": "onnx",
+}  # fmt: skip
+"""Runtime that was priced → the format that it reads: what is exported unless something else is asked for."""
+
+
+def export(run: Path, policy: str, format_: str | None) -> None:
+    """Exports a policy in one format, several (``onnx,c``), all, or the one that the priced runtime reads."""
+    wanted = set(FORMATS) if format_ == "all" else {part.strip() for part in (format_ or "").split(",") if part.strip()}
+    if wanted - set(FORMATS):
+        raise ConfigError(f"unknown format {min(wanted - set(FORMATS))!r}; available: {', '.join(FORMATS)}, all")
     problem, record = assembly.open_run(run)
-    _export(problem, record, policy, format_)
+    _export(problem, record, policy, wanted or {priced_format(problem)})
 
 
-def _export(problem: Problem, record: RunDirectory, wanted: str, format_: str) -> None:
+def priced_format(problem: Problem) -> str:
+    """Returns the format that the runtime reads for which a problem is priced; ONNX where that is not known."""
+    profile = getattr(problem.device, "profile", None)
+    return RUNTIME_FORMATS.get(getattr(profile, "runtime_key", ""), "onnx")
+
+
+def _export(problem: Problem, record: RunDirectory, wanted: str, formats: set[str]) -> None:
     from ddq_search.export.onnx import export_onnx
     from ddq_search.integer.lowering import lower
     from ddq_search.integer.serialize import save_program
@@ -152,15 +167,15 @@ def _export(problem: Problem, record: RunDirectory, wanted: str, format_: str) -
     folder = record.path / "export" / policy.name
     save_program(program, folder)
     record.write_text(f"export/{policy.name}/policy.json", policy.to_json())
-    if format_ == "onnx":
+    if "onnx" in formats:
         export_onnx(program, folder / "model.onnx")
     else:
         (folder / "model.onnx").unlink(missing_ok=True)  # of an earlier export
-    if format_ == "tflite":
+    if "tflite" in formats:
         _export_tflite(net.discretize(policy.bits), folder / "model.tflite", program.arithmetic)
     else:
         (folder / "model.tflite").unlink(missing_ok=True)
-    if format_ == "c":
+    if "c" in formats:
         from ddq_search.cli.c_project import export_c
 
         project, notes = export_c(problem, program, policy, folder / "c")
@@ -281,7 +296,7 @@ def demo(out: Path) -> None:
     front = _search(config, resume=True)
     _tell_front(front)
     record = RunDirectory(out, front.problem.fingerprint)
-    _export(front.problem, record, "best", "onnx")
+    _export(front.problem, record, "best", {"onnx", "c"})
     exact = _verify(front.problem, record, front.best, 256)
     report(out)
     if not exact:
