@@ -66,7 +66,8 @@ class Own:
     bandwidth_bytes_per_s: float | None = None
     """Of main memory, for profiles in static cycles: half of the board's peak, assumed for one core."""
     board: str = ""
-    """Where it is not the base's."""
+    """Where it is not the base's, with its clock."""
+    clock_hz: float | None = None
 
 
 _DSP = (
@@ -118,7 +119,7 @@ OWN = (
         "clang 19.1.7 -O2", _HELIUM),
     Own("cortex-a53-rpi3-lowbit-neon", "cortex-a53-rpi3-xnnpack", ("neon",), "cortex-a53", "aarch64",
         "clang 19 -O3 -mcpu=cortex-a53; cycles by llvm-mca 19", _A53, True, 1.8e9,
-        "Raspberry Pi 3 Model B (BCM2837), one thread"),
+        "Raspberry Pi 3 Model B (BCM2837), one thread", 1.2e9),
     Own("cortex-a72-rpi4-ddq", "cortex-a72-rpi4-xnnpack", ("neon",), "cortex-a72", "aarch64",
         "clang 19 -O3 -mcpu=cortex-a72; cycles by llvm-mca 19 on its Cortex-A57 model", _A72, True, 6.4e9,
         "Raspberry Pi 4 Model B (BCM2711), one thread"),
@@ -222,6 +223,9 @@ def profile(own: Own) -> DeviceProfile:
         },
     }
     document["memory"]["alignment_bytes"] = 16
+    if own.clock_hz is not None:
+        said = f"{own.board.partition(' (')[0]} specification: {own.clock_hz / 1e9:g} GHz"
+        document["clock_hz"] = {"value": own.clock_hz, "kind": "published", "source": said}
     engine = {"unit": "cycles" if own.static else "instructions", "kernels": kernels(own), **around}
     if own.static:
         engine |= static_rates(own)
