@@ -86,4 +86,19 @@ def proof(record: RunRecord) -> str:
     other = [name for name in record.verifications if name not in equal]
     said = [f"{', '.join(equal)}: exported integers are bit-exact"] if equal else []
     said += [f"{', '.join(other)}: NOT bit-exact"] if other else []
+    said += [
+        f"{name}: {', '.join(found)}" for name in record.verifications if (found := _ran(record.verifications[name]))
+    ]
     return "; ".join(said) + "."
+
+
+def _ran(check: Mapping[str, Any]) -> list[str]:
+    """What executed an export, and whether it passed; nothing for what was not exported."""
+    found = []
+    for key, title in (("c", "C"), ("tflite", "TFLite"), ("onnx", "ONNX")):
+        part = check.get(key)
+        if isinstance(part, Mapping) and "passed" in part:
+            where = ["host", *(name for name, run in part.get("targets", {}).items() if not run.get("note"))]
+            on = f" on {', '.join(where)}" if key == "c" else ""
+            found.append(f"{title} {'passed' if part.get('passed') else 'FAILED'}{on}")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,19 @@ def test_policy_diff_lists_only_what_differs() -> None:
     assert diff[["role", "name"]].to_numpy().tolist() == [["weights", "y"], ["weights", "z"], ["activations", "x"]]
     assert diff["change"].fillna(0).tolist() == [-2.0, 0.0, -4.0]
     assert compare.policy_diff(a, a).empty
+
+
+def test_the_proof_says_what_ran(record: RunRecord) -> None:
+    exported = dataclasses.replace(
+        record,
+        verifications={
+            "p03": {
+                "bit_exact": True,
+                "c": {"passed": True, "targets": {"cortex-m4": {"note": ""}, "aarch64": {"note": "could not run"}}},
+                "tflite": {"passed": False},
+                "onnx": None,
+            }
+        },
+    )
+    said = "p03: exported integers are bit-exact; p03: C passed on host, cortex-m4, TFLite FAILED."
+    assert run_facts.proof(exported) == said
