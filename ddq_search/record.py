@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from ddq_search.distributed import from_first, world_size
 from ddq_search.errors import RunError
+from ddq_search.whole_files import write_whole
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -33,22 +33,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         RunError: the disk is full, the folder is read-only, …
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose a writable place. "
             "Nothing written before is lost: --resume goes on with a search"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 class RunDirectory:

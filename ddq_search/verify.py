@@ -37,7 +37,8 @@ from ddq_search.export.tflite import ARITHMETIC as TFLITE_ARITHMETIC
 from ddq_search.integer import executor
 from ddq_search.integer.lowering import lower, quantize_input
 from ddq_search.integer.program import IntegerProgram
-from ddq_search.integer.serialize import CONSTANTS_FILE, STRUCTURE_FILE, encode, load_program, write_whole
+from ddq_search.integer.serialize import CONSTANTS_FILE, STRUCTURE_FILE, encode, load_program
+from ddq_search.whole_files import write_whole
 
 ONNX_FILE, TFLITE_FILE, C_FOLDER, REPORT_FILE = "model.onnx", "model.tflite", "c", "verification.json"
 CHUNK = 32

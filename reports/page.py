@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ddq_search.errors import RunError
+from ddq_search.whole_files import write_whole
 from reports import baselines, bits, costs, front, run_facts, training, verdict
 from reports.palette import BIT_COLORS, COSTS, NO_BITS, bit_color, label, number
 from reports.record import POINT_COLUMNS, RunRecord, load_run
@@ -84,12 +84,9 @@ def render_page(template: str, scripts: list[str], data: Mapping[str, Any], **wo
 
 def write_page(path: Path, html: str) -> Path:
     """Writes a page in one step: readers see the old page or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
-        partial.replace(path)
+        write_whole(path, html.encode("utf-8", "xmlcharrefreplace"))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunError(
             f"{path} cannot be written: {error.strerror}; choose a writable place with free space"
         ) from error

@@ -15,7 +15,7 @@ SATELLITES = ("search_spaces", "hardware_models", "reports")
 PACKAGES = ("ddq_search", *SATELLITES)
 
 FLOORS = (
-    ("errors", "precision"),
+    ("errors", "precision", "whole_files"),
     ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
      "layer_shape", "schedule", "contraction"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",

@@ -138,7 +138,7 @@ def test_a_page_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         build_comparison(runs, tmp_path / "missing" / "compare.html")
     with pytest.raises(RunError, match="at least two runs"):
         build_comparison(runs[:1], tmp_path / "compare.html")
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_run_without_history_budgets_or_baselines_has_a_page(tmp_path: Path) -> None:

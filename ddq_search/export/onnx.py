@@ -42,9 +42,9 @@ from ddq_search.integer.program import (
     Weighted,
     check,
 )  # fmt: skip
-from ddq_search.integer.serialize import write_whole
 from ddq_search.integer.tables import FUNCTIONS
 from ddq_search.precision import ActivationGrid, activation_code_range
+from ddq_search.whole_files import write_whole
 
 ARITHMETIC: Arithmetic = "single"
 """The arithmetic that an ONNX file stands for."""

@@ -52,8 +52,8 @@ from ddq_search.integer.program import (
     Weighted,
     check,
 )  # fmt: skip
-from ddq_search.integer.serialize import write_whole
 from ddq_search.precision import WIDE_BITS, activation_code_range
+from ddq_search.whole_files import write_whole
 
 ARITHMETIC: Arithmetic = "tflite"
 """The arithmetic that a TFLite file stands for."""

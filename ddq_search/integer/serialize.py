@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +49,7 @@ from ddq_search.packing import (
     weight_bytes,
 )  # fmt: skip
 from ddq_search.precision import ActivationGrid
+from ddq_search.whole_files import write_whole
 
 FORMAT, VERSION = "ddq-search integer program", 2
 STRUCTURE_FILE, CONSTANTS_FILE = "program.json", "program.bin"
@@ -168,22 +167,6 @@ def decode(structure: Any, constants: bytes, *, source: str = STRUCTURE_FILE) ->
     if not whole:
         raise VerificationError(f"{source} and {CONSTANTS_FILE} hold more than the program; export again")
     return program
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _check_constants(stated: Mapping[str, Any], constants: bytes) -> None:

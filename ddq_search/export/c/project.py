@@ -26,7 +26,7 @@ from ddq_search.export.c.ordering import Ordering, order_tensors
 from ddq_search.export.c.registry import choose_kernels, scratch_bytes
 from ddq_search.export.c.schedule import Arena, check_plan, first_byte, schedule_source
 from ddq_search.integer.program import IntegerProgram, check
-from ddq_search.integer.serialize import write_whole
+from ddq_search.whole_files import write_whole
 
 FORMAT, VERSION = "ddq-search C project", 1
 PROJECT_FILE = "project.json"
