@@ -63,29 +63,9 @@ class ResNet8(nn.Module):
         return self.fc(torch.flatten(self.pool(self.blocks(torch.relu(self.stem(x)))), 1))
 
 
-class SharedAndUnusual(nn.Module):
-    """A module used twice, x + x, a standing activation, mul, grouped and depthwise convolutions, concat, pools."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared = nn.Conv2d(8, 8, 3, 1, 1)
-        self.grouped = nn.Conv2d(8, 8, 3, 1, 1, groups=2)
-        self.depthwise = nn.Conv2d(8, 8, 3, 1, 1, groups=8)
-        self.gate = nn.Conv2d(8, 8, 1)
-        self.fc = nn.Linear(16, 5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.shared(self.shared(x))
-        x = nn.functional.hardswish(x + x)
-        y = nn.functional.max_pool2d(self.depthwise(self.grouped(x)), 2)
-        y = y * torch.sigmoid(self.gate(nn.functional.adaptive_avg_pool2d(y, 1)))
-        z = nn.functional.avg_pool2d(x, 2)
-        return self.fc(torch.cat([y, z], 1).mean((2, 3)))
-
-
 MODELS = {
     "resnet8": (ResNet8, (3, 32, 32)),
-    "unusual": (SharedAndUnusual, (8, 8, 8)),
+    "unusual": (contract.Unusual, (8, 8, 8)),
     "resnet18": (torchvision.models.resnet18, (3, 64, 64)),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, (3, 64, 64)),
     "mobilenet_v3": (torchvision.models.mobilenet_v3_small, (3, 64, 64)),
