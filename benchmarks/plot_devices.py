@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from hardware_models.cmsis_nn import closed_form_checks
-from hardware_models.profile import list_profiles, load_profile
+from hardware_models.profile import list_profiles
 from hardware_models.published.check import Check
 from hardware_models.validation import checks_of
 
@@ -38,14 +37,9 @@ def series(check: Check) -> Series:
     return Series(f"{check.what}, {check.split}: {check.error_pct:.1f} %", check.unit, points)
 
 
-def published(profile: str) -> list[Series]:
-    # closed forms where they were fitted: `counted` shows the same layers held out
-    return [series(check) for check in checks_of(profile) if check.split != "fitted"]
-
-
-def counted(profile: str) -> list[Series]:
-    """Instructions of CMSIS-NN kernels, each layer predicted from the others."""
-    return [series(check) for check in closed_form_checks(load_profile(profile))]
+def compared(profile: str) -> list[Series]:
+    """Every figure of a profile, published or counted, none predicted from itself."""
+    return [series(check) for check in checks_of(profile)]
 
 
 def draw(title: str, series: Sequence[Series]) -> str:
@@ -110,7 +104,7 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name in list_profiles():
-        drawn = [*published(name), *counted(name)]
+        drawn = compared(name)
         if drawn:
             (out / f"{name}.svg").write_text(draw(name, drawn))
             print(f"{name}: {sum(len(entry.points) for entry in drawn)} figures")

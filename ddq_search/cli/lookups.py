@@ -140,13 +140,14 @@ def devices(name: str | None, *, validate: bool = False) -> None:
 def _validate(name: str | None) -> None:
     """Reruns profiles against the published and counted figures shipped with them."""
     from hardware_models.cmsis_nn import closed_form_checks
-    from hardware_models.profile import list_profiles, load_profile
+    from hardware_models.profile import load_profile
     from hardware_models.validation import checks_of, validate
 
-    profiles = [load_profile(found) for found in (list_profiles() if name is None else [name])]
-    published = validate() if name is None else checks_of(profiles[0].name)
-    checks = [check for check in published if check.split != "fitted"]  # the closed forms below hold layers out
-    checks += [check for profile in profiles for check in closed_form_checks(profile)]
+    if name is None:
+        checks = validate()
+    else:  # of a profile that is not shipped, what its runtime's counts say
+        profile = load_profile(name)
+        checks = checks_of(profile.name) or closed_form_checks(profile)
     if not checks:
         tell(f"{name}: no published or counted figures to compare with; its milliseconds are labelled uncalibrated")
         return

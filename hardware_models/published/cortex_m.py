@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import defaultdict
 
 import numpy as np
 
-from ddq_search.layer_shape import LayerClass, LayerShape
-from hardware_models.cmsis_nn import network_instructions, network_layer, network_weight_bytes
+from hardware_models.cmsis_nn import closed_form_checks, network_instructions, network_weight_bytes
 from hardware_models.fitting import Array, fit_relative
-from hardware_models.pricing import Pricer
-from hardware_models.profile import DeviceProfile, load_profile
+from hardware_models.profile import load_profile
 from hardware_models.published.check import Check, Point
 from hardware_models.published.readings import MEASUREMENTS
-from hardware_models.terms import work
 
 M4, M7, M33 = "cortex-m4-stm32l4r5-cmsis-nn", "cortex-m7-stm32h743-cmsis-nn", "cortex-m33-ra6m4-cmsis-nn"
-PROFILES = (M4, M7, M33)
+PROFILES = (M4, M7, "cortex-m7-stm32f746-cmsis-nn", M33, "cortex-m55-an547-cmsis-nn")
 """Profiles that rest on these figures."""
 NETWORKS = {"ic": "MLPerfTiny-IC ResNet8", "kws": "MLPerfTiny-KWS DS-CNN", "ad": "MLPerfTiny-AD FC-AutoEncoder"}
 BAR_PCT = 10.0
 LAYER_BAR_PCT = 7.0
 _BOARDS = {M4: ("M4", "NUCLEO-L4R5ZI"), M33: ("M33", "EK-RA6M4")}
-_COUNTED = {"M4": M4, "M7": M7, "M33": M33}
 
 
 def checks() -> list[Check]:
@@ -91,27 +86,8 @@ def boards_left_out() -> list[Check]:
 
 
 def closed_forms() -> list[Check]:
-    """Closed forms against counted instructions of the MLPerf Tiny layers, by class and weight bits."""
-    result = []
-    for core, name in _COUNTED.items():
-        profile = load_profile(name)
-        found: dict[tuple[LayerClass, int], list[Point]] = defaultdict(list)
-        for row in _read("mlperf_tiny_layers_insn.csv"):
-            if row["core"] == core and int(row["macs"]):
-                shape, bits = network_layer(row), int(row["w_bits"])
-                predicted = layer_instructions(profile, shape, bits)
-                case = f"{row['model']} {row['op_index']}"
-                found[shape.layer_class, bits].append(Point(core, case, float(row["instructions"]), predicted))
-        for (layer_class, bits), points in found.items():
-            what = f"instructions of {layer_class} layers, {bits}-bit weights"
-            result.append(Check(name, what, "fitted", "instructions", tuple(points), LAYER_BAR_PCT, (name,)))
-    return result
-
-
-def layer_instructions(profile: DeviceProfile, shape: LayerShape, weight_bits: int) -> float:
-    """Returns the instructions that a profile predicts for one layer with 8-bit activations."""
-    kernel = Pricer(profile.engine, profile.clock_hz.value).kernel_of("layer", shape, weight_bits, 8)
-    return work(kernel.terms, shape, kernel)
+    """Closed forms against counted instructions of every CMSIS-NN profile, each layer predicted from the others."""
+    return [check for name in PROFILES for check in closed_form_checks(load_profile(name))]
 
 
 def _board(name: str) -> tuple[Array, Array]:
