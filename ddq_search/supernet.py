@@ -24,8 +24,9 @@ from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import PolicyError
 from ddq_search.graph import WEIGHTED, ModelGraph, Operation, inputs_of, operations
 from ddq_search.precision import FLOAT_BITS, ActivationGrid
-from ddq_search.quantizers.ddq import ActivationQuantizer, DDQQuantizer, WeightQuantizer
+from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightQuantizer
 from ddq_search.quantizers.gates import Gates, choose
+from ddq_search.quantizers.registry import family
 from ddq_search.space import SearchSpace
 
 _ON_GRID_ALREADY = frozenset({"max_pool2d", "reshape", "transpose", "slice", "concat", "output"})
@@ -53,6 +54,7 @@ class Supernet(nn.Module):
         input_grid: grid of the input tensor when its codes are known (raw pixels); calibrated otherwise.
         gradient_share: see `ddq_search.quantizers.straight_through`.
         gate_start: initial value of every gate, in (−1, 1).
+        families: quantizer families of weights and of activations.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Supernet(nn.Module):
         input_grid: ActivationGrid | None = None,
         gradient_share: float = 0.25,
         gate_start: float = 0.6,
+        families: tuple[str, str] = ("uniform", "uniform"),
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
@@ -76,9 +79,9 @@ class Supernet(nn.Module):
         self._modules_by_path = dict(self.model.named_modules())
         self._row = {variable.name: row for row, variable in enumerate(space.variables)}
         self.gates = Gates([len(v.candidates) for v in space.variables], sets, gate_start)
-        self.quantizers = nn.ModuleList([self._quantizer(v.name) for v in space.variables])
+        self.quantizers = nn.ModuleList([self._quantizer(v.name, families) for v in space.variables])
         for quantizer in self.quantizers:
-            assert isinstance(quantizer, DDQQuantizer)
+            assert isinstance(quantizer, Quantizer)
             quantizer.gradient_share = gradient_share
         self._exact_input = input_grid is not None
         if input_grid is not None:
@@ -88,12 +91,16 @@ class Supernet(nn.Module):
         self._cumulative: tuple[Tensor, ...] | None = None
         self._observed: dict[str, list[Tensor]] | None = None
 
-    def _quantizer(self, name: str) -> nn.Module:
+    def _quantizer(self, name: str, families: tuple[str, str]) -> Quantizer:
         variable = self.space[name]
         members = [self.graph.nodes[member]["operation"] for member in variable.members]
         if variable.role == "weights":
-            return WeightQuantizer(variable.candidates, self._weight(members[0]).shape[0])
-        return ActivationQuantizer(variable.candidates, all(op.nonnegative for op in members))
+            weights = family(families[0]).weights
+            assert weights is not None, "the configuration checks it"
+            return weights(variable.candidates, self._weight(members[0]).shape[0])
+        activations = family(families[1]).activations
+        assert activations is not None, "the configuration checks it"
+        return activations(variable.candidates, all(op.nonnegative for op in members))
 
     def _weight(self, op: Operation) -> Tensor:
         weight = self._modules_by_path[op.module or ""].weight
@@ -173,7 +180,7 @@ class Supernet(nn.Module):
         gates = None
         if self._cumulative is not None and len(self.space.variables[row].candidates) > 1:
             gates = self._cumulative[row][: len(self.space.variables[row].candidates) - 1]
-        assert isinstance(quantizer, DDQQuantizer)
+        assert isinstance(quantizer, Quantizer)
         return quantizer.fake_quantize(value, self._choices[row], gates)
 
     def _compute(self, op: Operation, arguments: list[Tensor]) -> Tensor:
@@ -236,8 +243,8 @@ class Supernet(nn.Module):
                     "the candidates (space.weight_bits, space.activation_bits, pins)"
                 )
             theirs = other.quantizers[other._row[variable.name]]
-            assert isinstance(quantizer, DDQQuantizer)
-            assert isinstance(theirs, DDQQuantizer)
+            assert isinstance(quantizer, Quantizer)
+            assert isinstance(theirs, Quantizer)
             quantizer.take(theirs)
 
     # -- calibration ------------------------------------------------------------------------------------------
@@ -307,6 +314,7 @@ class Supernet(nn.Module):
         quantizer, choice = self.quantizers[row], self._choices[row]
         assert isinstance(quantizer, WeightQuantizer)
         weight = self._weight(op)
+        numbers = quantizer.numbers(weight, choice)
         module = self._modules_by_path[op.module or ""]
         bias = _numpy(module.bias) if module.bias is not None else np.zeros(weight.shape[0])
         gain, offset = np.ones(weight.shape[0]), bias
@@ -317,11 +325,7 @@ class Supernet(nn.Module):
             gain = gamma / np.sqrt(_numpy(norm.running_var) + norm.eps)
             offset = beta + (bias - _numpy(norm.running_mean)) * gain
         return LayerNumbers(
-            quantizer.quantize(weight, choice).cpu().numpy(),
-            quantizer.candidates[choice],
-            _numpy(quantizer.steps(weight)[choice]),
-            gain,
-            offset,
+            numbers.codes, quantizer.candidates[choice], numbers.scale, gain, offset, numbers.codebook, numbers.points
         )
 
 

@@ -17,7 +17,7 @@ from ddq_search.graph import WEIGHTED, operations
 from ddq_search.integer.lowering import lower
 from ddq_search.policy import uniform
 from ddq_search.precision import ActivationGrid
-from ddq_search.quantizers.ddq import ActivationQuantizer, WeightQuantizer
+from ddq_search.quantizers.uniform import UniformActivations, UniformWeights
 from ddq_search.space import build_space
 from ddq_search.supernet import Supernet
 from ddq_search.trace import trace
@@ -281,7 +281,7 @@ def test_discrete_weights_are_the_fake_quantized_ones(name, bits):
             continue
         row = net._row[net.space.weights_of[op.name]]
         quantizer = net.quantizers[row]
-        assert isinstance(quantizer, WeightQuantizer)
+        assert isinstance(quantizer, UniformWeights)
         numbers = network.layers[op.name]
         expected = quantizer.fake_quantize(net._weight(op), net._choices[row]).detach()
         shape = (-1, *[1] * (expected.ndim - 1))
@@ -342,7 +342,7 @@ def test_known_input_grid_is_kept():
     assert grid.scale == pytest.approx(1 / 255, rel=1e-6)
     quantizer = net._activation_quantizer("input")
     joint_gradients(net, sample_images(4), torch.arange(4) % 5)
-    assert isinstance(quantizer, ActivationQuantizer)
+    assert isinstance(quantizer, UniformActivations)
     assert quantizer.log_steps.grad is None
 
 

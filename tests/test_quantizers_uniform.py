@@ -1,4 +1,4 @@
-"""DDQ quantizers: calibration, zero, codes, state."""
+"""Uniform quantizers: calibration, zero, codes, state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from ddq_search.quantizers.ddq import ActivationQuantizer, WeightQuantizer
+from ddq_search.quantizers.uniform import UniformActivations, UniformWeights
 
 
 def gaussian(count=100_000, seed=0):
@@ -17,7 +17,7 @@ def gaussian(count=100_000, seed=0):
 @torch.no_grad()
 def test_weight_error_falls_with_bits():
     weight = gaussian().reshape(8, -1)
-    quantizer = WeightQuantizer((2, 3, 4, 5, 6, 8), 8)
+    quantizer = UniformWeights((2, 3, 4, 5, 6, 8), 8)
     quantizer.calibrate(weight)
     errors = [float((quantizer.fake_quantize(weight, k) - weight).square().mean()) for k in range(6)]
     assert errors == sorted(errors, reverse=True)
@@ -30,7 +30,7 @@ def test_weight_error_falls_with_bits():
 def test_activation_error_falls_with_bits(nonnegative):
     values = gaussian(seed=1) + 0.3
     values = values.relu() if nonnegative else values
-    quantizer = ActivationQuantizer((2, 3, 4, 6, 8), nonnegative)
+    quantizer = UniformActivations((2, 3, 4, 6, 8), nonnegative)
     quantizer.calibrate(values)
     errors = [float((quantizer.fake_quantize(values, k) - values).square().mean()) for k in range(5)]
     assert errors == sorted(errors, reverse=True)
@@ -41,7 +41,7 @@ def test_activation_error_falls_with_bits(nonnegative):
 
 def test_steps_are_per_channel_and_follow_the_weights():
     weight = gaussian(4 * 90, seed=2).reshape(4, 10, 3, 3) * torch.tensor([0.01, 0.1, 1.0, 10.0]).reshape(4, 1, 1, 1)
-    quantizer = WeightQuantizer((4, 8), 4)
+    quantizer = UniformWeights((4, 8), 4)
     quantizer.calibrate(weight)
     steps = quantizer.steps(weight)
     assert steps.shape == (2, 4)
@@ -56,7 +56,7 @@ def test_steps_are_per_channel_and_follow_the_weights():
 def test_channels_of_zeros_are_safe():
     weight = gaussian(2 * 9, seed=3).reshape(2, 9)
     weight[0] = 0
-    quantizer = WeightQuantizer((2, 8), 2)
+    quantizer = UniformWeights((2, 8), 2)
     quantizer.calibrate(weight)
     weight.requires_grad_()
     out = quantizer.fake_quantize(weight, 0)
@@ -73,7 +73,7 @@ def test_channels_of_zeros_are_safe():
 )
 def test_zero_is_representable_whatever_was_seen(values):
     for nonnegative in (False, bool(values.min() >= 0)):
-        quantizer = ActivationQuantizer((2, 4, 8), nonnegative)
+        quantizer = UniformActivations((2, 4, 8), nonnegative)
         quantizer.calibrate(values)
         for k in range(3):
             assert float(quantizer.fake_quantize(torch.zeros(1), k)) == 0.0
@@ -84,28 +84,28 @@ def test_zero_is_representable_whatever_was_seen(values):
 
 
 def test_known_grid():
-    quantizer = ActivationQuantizer((8,), nonnegative=False)
+    quantizer = UniformActivations((8,), nonnegative=False)
     quantizer.set_grid(0.25, 17)
     grid = quantizer.grid(0)
     assert (grid.scale, grid.zero_point, grid.bits) == (pytest.approx(0.25, rel=1e-6), 17, 8)
 
 
 def test_float_candidate():
-    quantizer = WeightQuantizer((4, 32), 2)
+    quantizer = UniformWeights((4, 32), 2)
     weight = gaussian(20).reshape(2, 10)
     quantizer.calibrate(weight)
     assert quantizer.fake_quantize(weight, 1) is weight
     with pytest.raises(ValueError, match="no codes"):
         quantizer.quantize(weight, 1)
     with pytest.raises(ValueError, match="no grid"):
-        ActivationQuantizer((8, 32), True).grid(1)
+        UniformActivations((8, 32), True).grid(1)
 
 
 def test_state_carries_the_zero_points():
-    trained = ActivationQuantizer((2, 4, 8), nonnegative=False)
+    trained = UniformActivations((2, 4, 8), nonnegative=False)
     trained.calibrate(gaussian(1000) - 1)
     assert trained.zero_points[2] > 0
-    fresh = ActivationQuantizer((2, 4, 8), nonnegative=False)
+    fresh = UniformActivations((2, 4, 8), nonnegative=False)
     fresh.load_state_dict(trained.state_dict())
     assert fresh.grids == trained.grids
     assert fresh.grid(1) == trained.grid(1)

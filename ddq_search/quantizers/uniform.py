@@ -1,11 +1,12 @@
-"""DDQ quantizers: zero-preserving uniform levels at every candidate precision, chosen by ordered gates.
+"""Uniform levels with a learned step at every candidate precision: DDQ's zero-preserving levels, and LSQ.
 
-Weights: symmetric narrow-range codes, one scale per output channel. Activations: affine unsigned codes, one scale
-per tensor. The scale of a weight channel is a learned multiple of the channel's mean magnitude, so candidates that
-are seldom chosen follow the weights while they move.
+Weights: symmetric narrow-range codes, one step per output channel. Activations: affine unsigned codes, one step per
+tensor. The step of a weight channel is a learned multiple of the channel's mean magnitude, so candidates that are
+seldom chosen follow the weights while they move. Families that only calibrate otherwise override `best_steps`.
 
-Source: Zhang et al., "Differentiable Dynamic Quantization", ICML 2021 (gates, ordering, straight-through); the
-zero-preserving levels and the per-channel scales are ours (docs/methods-ddq.md).
+Source: Zhang et al., "Differentiable Dynamic Quantization", ICML 2021 (gates, straight-through); Esser et al., "Learned
+Step Size Quantization", ICLR 2020 (step gradient); the zero-preserving levels and the per-channel steps are ours
+(docs/methods-ddq.md).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ddq_search.precision import FLOAT_BITS, ActivationGrid, activation_code_range, weight_code_range
+from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightNumbers, WeightQuantizer
+from ddq_search.quantizers.registry import Family
 from ddq_search.quantizers.straight_through import Grid, QuantizeWithGates, codes
 
 _SMALLEST = 1e-8
@@ -21,23 +24,18 @@ _CALIBRATION_VALUES = 1024
 """Weights per output channel on which the error of a step is judged; the channel's largest is taken over all."""
 
 
-class DDQQuantizer(nn.Module):
-    """A tensor's quantizer over its candidate precisions.
+class UniformQuantizer(Quantizer):
+    """What uniform quantizers of weights and of activations share.
 
     Attributes:
-        candidates: bitwidths, ascending; 32 leaves the tensor in float32.
         log_steps: learned; ``[K]`` (activations) or ``[K, rows]`` (weights, relative to the row's mean magnitude).
-        gradient_share: share of the batch on which step and gate gradients are estimated.
-        correction: weight λ of the gradient correction ``λ (x_q − x)`` added for levels and gates only.
+        grids: code range and zero point of every candidate; None for float32.
     """
 
     log_steps: nn.Parameter
-    gradient_share: float = 1.0
-    correction: float = 0.0
 
     def __init__(self, candidates: tuple[int, ...]) -> None:
-        super().__init__()
-        self.candidates = candidates
+        super().__init__(candidates)
         self.grids: list[Grid | None] = [None] * len(candidates)
 
     def statistic(self, x: Tensor) -> Tensor | None:
@@ -49,15 +47,18 @@ class DDQQuantizer(nn.Module):
         statistic = self.statistic(x)
         return self.log_steps.exp() if statistic is None else self.log_steps.exp() * statistic
 
-    def fake_quantize(self, x: Tensor, choice: int, cumulative: Tensor | None = None) -> Tensor:
-        """Returns ``x`` on the grid of one candidate.
+    def best_steps(self, rows: Tensor, full: Tensor, grid: Grid) -> Tensor:
+        """Returns the step ``[R]`` for a sample of values ``[R, E]``: here the one of least squared error.
 
         Args:
-            x: the tensor.
-            choice: index of the candidate computed forward.
-            cumulative: ``[K − 1]`` probabilities that the candidate is at least 1, 2, …; they receive the gate
-                gradients. None when the choice is fixed.
+            rows: the sample.
+            full: ``[R]``, step at which nothing is clipped.
+            grid: code range and zero point.
         """
+        return least_squared_error(rows, full, grid)
+
+    def fake_quantize(self, x: Tensor, choice: int, cumulative: Tensor | None = None) -> Tensor:
+        """As the contract says; one fused autograd function."""
         if self.grids[choice] is None and cumulative is None:
             return x
         statistic = self.statistic(x)
@@ -66,20 +67,30 @@ class DDQQuantizer(nn.Module):
         )
 
     @torch.no_grad()
-    def take(self, other: DDQQuantizer) -> None:
-        """Takes over what another quantizer of the same tensor learned for these candidates, all of which it has."""
+    def take(self, other: UniformQuantizer) -> None:
+        """As the contract says."""
         rows = [other.candidates.index(bits) for bits in self.candidates]
         self.log_steps.copy_(other.log_steps[rows])
 
     def quantize(self, x: Tensor, choice: int) -> Tensor:
-        """Returns the integer codes of ``x`` at one candidate precision, int32, same shape."""
+        """As the contract says."""
+        return codes(x, self.steps(x)[choice], self._grid(choice))
+
+    @torch.no_grad()
+    def levels(self, x: Tensor, choice: int) -> Tensor:
+        """As the contract says."""
+        grid = self._grid(choice)
+        values = torch.arange(grid.low, grid.high + 1, device=x.device) - grid.zero_point
+        return self.steps(x)[choice][..., None] * values
+
+    def _grid(self, choice: int) -> Grid:
+        self._bits(choice)
         grid = self.grids[choice]
-        if grid is None:
-            raise ValueError("a float32 tensor has no codes")
-        return codes(x, self.steps(x)[choice], grid)
+        assert grid is not None
+        return grid
 
 
-class WeightQuantizer(DDQQuantizer):
+class UniformWeights(UniformQuantizer, WeightQuantizer):
     """Symmetric narrow-range codes, one step per output channel (first dimension)."""
 
     def __init__(self, candidates: tuple[int, ...], rows: int) -> None:
@@ -100,11 +111,17 @@ class WeightQuantizer(DDQQuantizer):
         sample = flat[:, :: -(-flat.shape[1] // _CALIBRATION_VALUES)]
         for k, grid in enumerate(self.grids):
             if grid is not None:
-                best = _least_error(sample, largest / grid.high, grid)
+                best = self.best_steps(sample, largest / grid.high, grid)
                 self.log_steps[k] = (best / statistic).log()
 
+    @torch.no_grad()
+    def numbers(self, weight: Tensor, choice: int) -> WeightNumbers:
+        """As the contract says."""
+        steps = self.steps(weight)[choice].cpu().double().numpy()
+        return WeightNumbers(self.quantize(weight, choice).cpu().numpy(), steps)
 
-class ActivationQuantizer(DDQQuantizer):
+
+class UniformActivations(UniformQuantizer, ActivationQuantizer):
     """Affine unsigned codes, one step per tensor; the zero point is set by calibration and then kept."""
 
     zero_points: Tensor
@@ -128,10 +145,10 @@ class ActivationQuantizer(DDQQuantizer):
         self._set_grids()
 
     @torch.no_grad()
-    def take(self, other: DDQQuantizer) -> None:
-        """As for any quantizer; the zero points too."""
+    def take(self, other: UniformQuantizer) -> None:
+        """As the contract says."""
         super().take(other)
-        assert isinstance(other, ActivationQuantizer)
+        assert isinstance(other, UniformActivations)
         self.zero_points.copy_(other.zero_points[[other.candidates.index(bits) for bits in self.candidates]])
         self._set_grids()
 
@@ -156,20 +173,18 @@ class ActivationQuantizer(DDQQuantizer):
             point = min(codes_high, max(codes_low, round(-low / full)))
             grid = Grid(codes_low, codes_high, point)
             self.zero_points[k] = point
-            best = _least_error(flat[None], torch.tensor([full], dtype=flat.dtype, device=flat.device), grid)
+            best = self.best_steps(flat[None], torch.tensor([full], dtype=flat.dtype, device=flat.device), grid)
             self.log_steps[k] = best[0].log()
         self._set_grids()
 
     def grid(self, choice: int) -> ActivationGrid:
         """Returns the grid of one candidate as plain numbers."""
-        grid = self.grids[choice]
-        if grid is None:
-            raise ValueError("a float32 tensor has no grid")
+        grid = self._grid(choice)
         step = self.log_steps.detach().exp()[choice].item()
         return ActivationGrid(step, grid.zero_point, self.candidates[choice])
 
 
-def _least_error(rows: Tensor, full: Tensor, grid: Grid) -> Tensor:
+def least_squared_error(rows: Tensor, full: Tensor, grid: Grid) -> Tensor:
     """Returns, per row ``[R, E]``, the step among fractions of ``full`` ``[R]`` that minimises the squared error."""
     best, least = full, torch.full_like(full, torch.inf)
     for fraction in torch.linspace(0.02, 1.0, 50).tolist():
@@ -179,3 +194,13 @@ def _least_error(rows: Tensor, full: Tensor, grid: Grid) -> Tensor:
         error = ((q - x) * step[:, None]).square().mean(1)
         best, least = torch.where(error < least, step, best), torch.minimum(error, least)
     return best
+
+
+FAMILIES = (
+    Family(
+        "uniform",
+        "DDQ (ICML 2021) with zero-preserving levels (ours); steps learned as in LSQ (ICLR 2020)",
+        UniformWeights,
+        UniformActivations,
+    ),
+)
