@@ -14,6 +14,7 @@ from ddq_search.cost import FLASH, LATENCY
 from ddq_search.feasibility import Pricing
 from ddq_search.policy import Policy
 
+Origin = Literal["search", "relaxed"]
 _MARGIN = 1.005
 """Targets at the very end of a range leave exactly one policy; this leaves a few."""
 
@@ -28,7 +29,7 @@ class Aim:
     """
 
     limits: Mapping[str, float]
-    origin: Literal["search", "relaxed"]
+    origin: Origin
 
 
 def aims(pricing: Pricing, budgets: Mapping[str, float], points: int, relaxed: int) -> list[Aim]:
@@ -65,15 +66,17 @@ def _highest(pricing: Pricing, axis: str, low: float) -> float:
 
 
 def choose_policies(pricing: Pricing, targets: Sequence[Aim], scores: Sequence[NDArray[np.float64]]) -> list[Policy]:
-    """Returns one distinct policy per aim where there is one: of greatest score ``[V, C]`` within the aim's limits.
-
-    Points of each origin are numbered by latency: ``p00`` … within the budgets, ``r00`` … beyond.
-    """
-    found: list[tuple[str, dict[str, int]]] = []
+    """Returns one distinct policy per aim where there is one: of greatest score ``[V, C]`` within the aim's limits."""
+    found: list[tuple[Origin, dict[str, int]]] = []
     for aim, score in zip(targets, scores, strict=True):
         policy = pricing.most_likely(score, aim.limits, [bits for _, bits in found])
         if policy is not None:
             found.append((aim.origin, policy))
+    return named(pricing, found)
+
+
+def named(pricing: Pricing, found: Sequence[tuple[Origin, Mapping[str, int]]]) -> list[Policy]:
+    """Returns the policies of a front, numbered by latency: ``p00`` … within the budgets, ``r00`` … beyond."""
     result = []
     for origin, letter in (("search", "p"), ("relaxed", "r")):
         chosen = sorted((bits for kind, bits in found if kind == origin), key=lambda bits: pricing.price(bits)[LATENCY])

@@ -207,7 +207,11 @@ class Stages:
         policies = fronts.choose_policies(self.problem.pricing, searched.aims, searched.scores)
         if not policies:
             raise BudgetError("the search found no policy within its budgets; this is a defect, please report it")
-        taken = [dict(policy.bits) for policy in policies]
+        return self.with_references(policies)
+
+    def with_references(self, policies: Sequence[Policy]) -> list[Policy]:
+        """Returns the policies and, where they are not among them, the uniform ones they are compared with."""
+        policies, taken = list(policies), [dict(policy.bits) for policy in policies]
         for weight_bits, activation_bits in self.problem.config.search.uniform:
             bits = uniform(self.problem.space, weight_bits, activation_bits)
             if bits not in taken:
@@ -327,6 +331,10 @@ class Stages:
         """Fine-tunes the policies of a searched supernet, judges them and writes the front into the run directory."""
         candidates = [self.finetune(policy, searched.net, teacher) for policy in self.policies(searched)]
         candidates += self.fill_front(candidates, searched, teacher)
+        return self.present(candidates, teacher)
+
+    def present(self, candidates: Sequence[Candidate], teacher: Supernet) -> Front:
+        """Judges candidates against the float baseline and writes the front into the run directory."""
         baseline, reference = self.train_baseline(teacher)
         tested = self.test(judge(self.problem, candidates, reference), baseline)
         self.record.write_json("front.json", tested.document())

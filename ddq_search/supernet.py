@@ -90,6 +90,8 @@ class Supernet(nn.Module):
         self._choices: list[int] = [0] * len(space.variables)
         self._cumulative: tuple[Tensor, ...] | None = None
         self._observed: dict[str, list[Tensor]] | None = None
+        self.watch: Callable[[str, Tensor], None] | None = None
+        """Told the operation and the real values of every tensor that a quantizer stands on."""
 
     def _quantizer(self, name: str, families: tuple[str, str]) -> Quantizer:
         variable = self.space[name]
@@ -170,6 +172,8 @@ class Supernet(nn.Module):
         if self._observed is not None and op.kind not in _ON_GRID_ALREADY:
             self._observe(op, value)
         exact = op.kind in _ON_GRID_ALREADY or (op.kind == "input" and self._exact_input)
+        if self.watch is not None and not exact:
+            self.watch(op.name, value)
         if self.mode == "float" or exact:
             return value
         return self._fake_quantize(self.space.activations_of[op.name], value)
