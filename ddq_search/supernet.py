@@ -10,6 +10,7 @@ Three modes:
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,14 +23,14 @@ from ddq_search import distributed
 from ddq_search.batch_statistics import normalize
 from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import PolicyError
-from ddq_search.graph import WEIGHTED, ModelGraph, Operation, inputs_of, operations
+from ddq_search.graph import SAME_GRID, WEIGHTED, ModelGraph, Operation, inputs_of, operations
 from ddq_search.precision import FLOAT_BITS, ActivationGrid
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightQuantizer
 from ddq_search.quantizers.gates import Gates, choose
 from ddq_search.quantizers.registry import family
 from ddq_search.space import SearchSpace
 
-_ON_GRID_ALREADY = frozenset({"max_pool2d", "reshape", "transpose", "slice", "concat", "output"})
+_ON_GRID_ALREADY = SAME_GRID - {"avg_pool2d"}
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
@@ -40,6 +41,8 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "tanh": torch.tanh,
 }
+_NEED_RESULT = frozenset({"relu", "sigmoid", "tanh"})
+"""Functions whose derivative torch computes from their result."""
 _CALIBRATION_VALUES = 16384
 
 
@@ -83,6 +86,7 @@ class Supernet(nn.Module):
         for quantizer in self.quantizers:
             assert isinstance(quantizer, Quantizer)
             quantizer.gradient_share = gradient_share
+        self._allow_overwriting()
         self._exact_input = input_grid is not None
         if input_grid is not None:
             self._activation_quantizer("input").set_grid(input_grid.scale, input_grid.zero_point)
@@ -103,6 +107,26 @@ class Supernet(nn.Module):
         activations = family(families[1]).activations
         assert activations is not None, "the configuration checks it"
         return activations(variable.candidates, all(op.nonnegative for op in members))
+
+    def _allow_overwriting(self) -> None:
+        """Tells quantizers of activations which tensors and gradients nobody else reads."""
+        users = Counter(source for sources in self._inputs.values() for source in sources)
+        only_user = {source: op for op in self._operations for source in self._inputs[op.name]}
+        for variable in self.space.variables:
+            if variable.role == "activations":
+                members = [self.graph.nodes[member]["operation"] for member in variable.members]
+                made = [op for op in members if op.kind not in _ON_GRID_ALREADY]
+                quantizer = self._activation_quantizer(made[0].name if made else members[0].name)
+                quantizer.overwrites_input = all(self._unread_result(op) for op in made)
+                quantizer.overwrites_gradient = all(
+                    users[op.name] == 1 and only_user[op.name].kind in WEIGHTED for op in made
+                )
+
+    def _unread_result(self, op: Operation) -> bool:
+        """Whether the backward pass of an operation does not need what the operation returned."""
+        if op.kind == "input" or (op.kind == "activation" and op.attributes["function"] in _NEED_RESULT):
+            return False
+        return op.clamp not in _NEED_RESULT or self._can_be_relu(op)
 
     def _weight(self, op: Operation) -> Tensor:
         weight = self._modules_by_path[op.module or ""].weight
@@ -185,6 +209,9 @@ class Supernet(nn.Module):
         if self._cumulative is not None and len(self.space.variables[row].candidates) > 1:
             gates = self._cumulative[row][: len(self.space.variables[row].candidates) - 1]
         assert isinstance(quantizer, Quantizer)
+        if torch.is_autocast_enabled(value.device.type):  # 16 bits would round codes
+            with torch.autocast(value.device.type, enabled=False):
+                return quantizer.fake_quantize(value.float(), self._choices[row], gates)
         return quantizer.fake_quantize(value, self._choices[row], gates)
 
     def _compute(self, op: Operation, arguments: list[Tensor]) -> Tensor:
@@ -226,10 +253,11 @@ class Supernet(nn.Module):
 
     def _quantizer_is_relu(self, op: Operation) -> bool:
         """An unsigned quantizer with zero point 0 clips at zero by itself."""
-        if self.mode == "float" or self._observed is not None:
-            return False
+        return self.mode != "float" and self._observed is None and self._can_be_relu(op)
+
+    def _can_be_relu(self, op: Operation) -> bool:
         quantizer = self._activation_quantizer(op.name)
-        return quantizer.nonnegative and FLOAT_BITS not in quantizer.candidates
+        return op.clamp == "relu" and quantizer.nonnegative and FLOAT_BITS not in quantizer.candidates
 
     def adopt(self, other: Supernet) -> None:
         """Takes over weights and quantizers of a supernet of the same model, trained for the same or more candidates.
@@ -358,6 +386,8 @@ def _free_operation(op: Operation, arguments: list[Tensor]) -> Tensor:
         return x.reshape(-1, *op.output_shape)
     if op.kind == "transpose":
         return x.permute(0, *(d + 1 for d in facts["dims"]))
+    if op.kind == "pixel_shuffle":
+        return F.pixel_shuffle(x, op.output_shape[1] // x.shape[2])
     if op.kind == "slice":
         return x.narrow(facts["dim"] + 1, facts["start"], facts["stop"] - facts["start"])
     assert op.kind == "concat", op.kind

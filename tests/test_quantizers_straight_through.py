@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddq_search.precision import activation_code_range, weight_code_range
-from ddq_search.quantizers.straight_through import Grid, QuantizeWithGates, codes, fake_quantize
+from ddq_search.quantizers.straight_through import Estimate, Grid, codes, fake_quantize, quantize_with_gates
 
 W2, W4, W8 = (Grid(*weight_code_range(b), 0) for b in (2, 4, 8))
 A2, A4, A8 = (Grid(*activation_code_range(b), 0) for b in (2, 4, 8))
@@ -16,7 +16,7 @@ AFFINE = Grid(0, 15, 5)
 
 
 def apply(x, log_steps, cumulative, grids, choice, share=1.0, correction=0.0, statistic=None):
-    return QuantizeWithGates.apply(x, log_steps, statistic, cumulative, tuple(grids), choice, share, correction)
+    return quantize_with_gates(x, log_steps, statistic, cumulative, tuple(grids), choice, Estimate(share, correction))
 
 
 def images(seed=0, shape=(4, 3, 5, 6)):

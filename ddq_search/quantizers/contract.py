@@ -47,10 +47,14 @@ class Quantizer(nn.Module, ABC):
         gradient_share: share of the batch on which an activation's step and gate gradients may be estimated.
         correction: weight λ of DDQ's gradient correction ``λ (x_q − x)``, for levels and gates only; families that
             have none ignore it.
+        overwrites_input: nothing else reads the tensor, so it may be quantized where it lies.
+        overwrites_gradient: nothing else reads the gradient of the result.
     """
 
     gradient_share: float = 1.0
     correction: float = 0.0
+    overwrites_input: bool = False
+    overwrites_gradient: bool = False
 
     def __init__(self, candidates: tuple[int, ...]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The one autograd function of the supernet: quantize at the chosen precision, let every gate feel its neighbours.
+"""What the supernet does to every tensor: quantize at the chosen precision, let every gate feel its neighbours.
 
 Forward, only the chosen candidate s is computed: ``x_q(s)``. Backward:
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ddq_search.distributed import leading
+from ddq_search.quantizers import fused
 
 
 class Grid(NamedTuple):
@@ -40,8 +41,10 @@ def fake_quantize(x: Tensor, step: Tensor, grid: Grid | None) -> Tensor:
     """
     if grid is None:
         return x
-    step = _aligned(step, x)
     low, high = grid.low - grid.zero_point, grid.high - grid.zero_point
+    if fused.serves(x):
+        return fused.forward(x, step, low, high)
+    step = _aligned(step, x)
     return x.mul(1 / step).round_().clamp_(low, high).mul_(step)
 
 
@@ -67,8 +70,43 @@ def codes(x: Tensor, step: Tensor, grid: Grid) -> Tensor:
     return torch.clamp(scaled + grid.zero_point, grid.low, grid.high).to(torch.int32)
 
 
-class QuantizeWithGates(torch.autograd.Function):
-    """See the module docstring. Inputs: tensor, steps ``[K]`` or ``[K, rows]``, ``c`` ``[K − 1]`` or None."""
+class Estimate(NamedTuple):
+    """How gradients are estimated, and what may be overwritten.
+
+    Attributes:
+        share: share of an activation's batch on which step and gate gradients are estimated.
+        correction: λ of the gradient correction.
+        overwrites_input: nothing else reads the tensor, so it may be quantized where it lies.
+        overwrites_gradient: nothing else reads the gradient of the result.
+    """
+
+    share: float = 1.0
+    correction: float = 0.0
+    overwrites_input: bool = False
+    overwrites_gradient: bool = False
+
+
+def quantize_with_gates(
+    x: Tensor, log_steps: Tensor, statistic: Tensor | None, cumulative: Tensor | None, grids: tuple[Grid | None, ...],
+    choice: int, estimate: Estimate,
+) -> Tensor:  # fmt: skip
+    """Returns ``x`` on the grid of one candidate, with the gradients that the module describes.
+
+    Args:
+        x: the tensor.
+        log_steps: ``[K]`` or ``[K, rows]``.
+        statistic: ``[rows]``, what the steps are relative to; None for absolute steps.
+        cumulative: ``[K − 1]`` or None.
+        grids: range and zero point of every candidate; None for float32.
+        choice: the candidate.
+        estimate: how gradients are estimated.
+    """
+    passes = FusedPasses if fused.serves(x) and None not in grids else PlainPasses
+    return passes.apply(x, log_steps, statistic, cumulative, grids, choice, estimate)  # type: ignore[no-any-return]
+
+
+class PlainPasses(torch.autograd.Function):
+    """In torch operations: everywhere, and for float32 among the candidates."""
 
     @staticmethod
     def forward(
@@ -79,15 +117,14 @@ class QuantizeWithGates(torch.autograd.Function):
         cumulative: Tensor | None,
         grids: tuple[Grid | None, ...],
         choice: int,
-        share: float,
-        correction: float,
+        estimate: Estimate,
     ) -> Tensor:
         """Returns ``x`` on the grid of the chosen candidate."""
         steps = log_steps.exp() if statistic is None else log_steps.exp() * statistic
         out = fake_quantize(x, steps[choice], grids[choice])
         ctx.save_for_backward(x, steps, out)
-        ctx.grids, ctx.choice, ctx.correction = grids, choice, correction
-        ctx.leading = (x.shape[0], 1.0) if steps.ndim == 2 else leading(x.shape[0], share)
+        ctx.grids, ctx.choice, ctx.correction = grids, choice, estimate.correction
+        ctx.leading = (x.shape[0], 1.0) if steps.ndim == 2 else leading(x.shape[0], estimate.share)
         ctx.gated = cumulative is not None
         return out
 
@@ -119,7 +156,55 @@ class QuantizeWithGates(torch.autograd.Function):
                 for k, other in enumerate(ctx.grids)
             ]
             grad_cumulative = scale * torch.stack(dots).diff()
-        return grad_x, grad_steps, None, grad_cumulative, None, None, None, None
+        return grad_x, grad_steps, None, grad_cumulative, None, None, None
+
+
+class FusedPasses(torch.autograd.Function):
+    """One pass over memory forward and one backward (`ddq_search.quantizers.fused`)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        log_steps: Tensor,
+        statistic: Tensor | None,
+        cumulative: Tensor | None,
+        grids: tuple[Grid, ...],
+        choice: int,
+        estimate: Estimate,
+    ) -> Tensor:
+        """Returns ``x`` on the grid of the chosen candidate; ``x`` itself where it may be overwritten."""
+        steps = log_steps.exp() if statistic is None else log_steps.exp() * statistic
+        ctx.ranges = [(grid.low - grid.zero_point, grid.high - grid.zero_point) for grid in grids]
+        ctx.choice, ctx.estimate, ctx.gated = choice, estimate, cumulative is not None
+        size, ctx.factor = (len(x), 1.0) if steps.ndim == 2 else leading(len(x), estimate.share)
+        ctx.leading, ctx.stride = size * (x.numel() // len(x)), x.stride()
+        ctx.in_place = estimate.overwrites_input and steps.ndim == 1
+        if ctx.in_place:
+            low, high = ctx.ranges[choice]
+            kept = fused.forward_in_place(x, steps[choice], low, high, ctx.leading)
+            ctx.mark_dirty(x)
+            ctx.save_for_backward(steps, *kept)
+            return x
+        ctx.save_for_backward(steps, x)
+        return fused.forward(x, steps[choice], *ctx.ranges[choice])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the gradients of the input, the log steps and ``c``."""
+        steps, *rest = ctx.saved_tensors
+        overwrite = ctx.estimate.overwrites_gradient
+        if grad.stride() != ctx.stride:
+            grad, overwrite = torch.empty_strided(grad.shape, ctx.stride).copy_(grad), True
+        gated = ctx.gated and ctx.needs_input_grad[3]
+        grad_x, sums = fused.backward(
+            fused.Kept(*rest) if ctx.in_place else rest[0], grad, steps, ctx.ranges, ctx.choice,
+            leading=ctx.leading, gated=gated, correction=ctx.estimate.correction, overwrite=overwrite,
+        )  # fmt: skip
+        grad_steps = torch.zeros_like(steps)
+        grad_steps[ctx.choice] = ctx.factor * sums.change
+        return grad_x, grad_steps, None, ctx.factor * sums.dots.diff() if gated else None, None, None, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Weights: symmetric narrow-range codes, one step per output channel. Activations: affine unsigned codes, one step per
 tensor. The step of a weight channel is a learned multiple of the channel's mean magnitude, so candidates that are
-seldom chosen follow the weights while they move. Families that only calibrate otherwise override `best_steps`.
+seldom chosen follow the weights while they move. Families that only calibrate otherwise override `best_steps` and
+`value_range`.
 
 Source: Zhang et al., "Differentiable Dynamic Quantization", ICML 2021 (gates, straight-through); Esser et al., "Learned
 Step Size Quantization", ICLR 2020 (step gradient); the zero-preserving levels and the per-channel steps are ours
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ddq_search.precision import FLOAT_BITS, ActivationGrid, activation_code_range, weight_code_range
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightNumbers, WeightQuantizer
 from ddq_search.quantizers.registry import Family
-from ddq_search.quantizers.straight_through import Grid, QuantizeWithGates, codes
+from ddq_search.quantizers.straight_through import Estimate, Grid, codes, quantize_with_gates
 
 _SMALLEST = 1e-8
 _CALIBRATION_VALUES = 1024
@@ -62,9 +63,8 @@ class UniformQuantizer(Quantizer):
         if self.grids[choice] is None and cumulative is None:
             return x
         statistic = self.statistic(x)
-        return QuantizeWithGates.apply(  # type: ignore[no-any-return]
-            x, self.log_steps, statistic, cumulative, tuple(self.grids), choice, self.gradient_share, self.correction
-        )
+        estimate = Estimate(self.gradient_share, self.correction, self.overwrites_input, self.overwrites_gradient)
+        return quantize_with_gates(x, self.log_steps, statistic, cumulative, tuple(self.grids), choice, estimate)
 
     @torch.no_grad()
     def take(self, other: UniformQuantizer) -> None:
@@ -159,16 +159,25 @@ class UniformActivations(UniformQuantizer, ActivationQuantizer):
         self.zero_points.fill_(zero_point)
         self._set_grids()
 
+    def value_range(self, flat: Tensor, steps: int) -> tuple[float, float]:
+        """Returns the range, 0 in it, that sets the zero point and the largest step: here that of all values.
+
+        Args:
+            flat: a sample of the tensor's values.
+            steps: number of steps that shall cover the range.
+        """
+        low = 0.0 if self.nonnegative else min(flat.min().item(), 0.0)
+        return low, flat.max().clamp_min(_SMALLEST).item()
+
     @torch.no_grad()
     def calibrate(self, sample: Tensor) -> None:
         """Sets steps and zero points to those of least squared error on a sample of the tensor's values."""
         flat = sample.detach().flatten()
-        high = flat.max().clamp_min(_SMALLEST).item()
-        low = 0.0 if self.nonnegative else min(flat.min().item(), 0.0)
         for k, bits in enumerate(self.candidates):
             if bits == FLOAT_BITS:
                 continue
             codes_low, codes_high = activation_code_range(bits)
+            low, high = self.value_range(flat, codes_high)
             full = (high - low) / codes_high
             point = min(codes_high, max(codes_low, round(-low / full)))
             grid = Grid(codes_low, codes_high, point)

@@ -1,0 +1,115 @@
+/* Quantizing a float32 tensor, forward and backward, each in one pass over memory.
+
+   A tensor is [rows, columns] with one step per row; an activation has one row. Work is cut into blocks of fixed
+   size whose partial sums are added in order, so results do not depend on the number of threads. A NaN stays one. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 4096
+
+static inline float on_grid(float x, float inverse, float low, float high)
+{
+    float code = rintf(x * inverse);
+    code = code < low ? low : code;
+    return code > high ? high : code;
+}
+
+int64_t ddq_blocks(int64_t rows, int64_t columns)
+{
+    return rows * ((columns + BLOCK - 1) / BLOCK);
+}
+
+/* `out` may be `x`. Where `inside` is given it is set to 1 where the code is within the range, else 0; the first
+   `leading` columns of every row are copied to `kept` [rows, leading]. */
+void ddq_forward(const float *x, float *out, int64_t rows, int64_t columns, const float *inverse, const float *step,
+                 float low, float high, uint8_t *inside, float *kept, int64_t leading, int threads)
+{
+    const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t block = 0; block < rows * per_row; block++) {
+        const int64_t row = block / per_row, first = block % per_row * BLOCK;
+        const int64_t count = columns - first < BLOCK ? columns - first : BLOCK;
+        const float *from = x + row * columns + first;
+        float *to = out + row * columns + first;
+        const float inv = inverse[row], unit = step[row];
+        const float below = (low - 0.5f) * unit, above = (high + 0.5f) * unit;
+        if (inside) {
+            uint8_t *flags = inside + row * columns + first;
+            for (int64_t i = 0; i < count; i++)
+                flags[i] = from[i] > below && from[i] < above;
+            if (leading > first)
+                memcpy(kept + row * leading + first, from, sizeof(float) * (leading - first < count ? leading - first : count));
+        }
+        for (int64_t i = 0; i < count; i++)
+            to[i] = on_grid(from[i], inv, low, high) * unit;
+    }
+}
+
+/* Gradients. `x`: the first `leading` columns of every row, [rows, leading]. `inside`: as the forward pass left it, or
+   NULL when `leading` is `columns`: it is then read off `x`. `steps`, `inverses`: [candidates, rows]; `lows`, `highs`:
+   [candidates], code range less zero point. `grad_x` is written everywhere and may be `grad`; sums run over the leading
+   columns. `partial`: [blocks, 1 + candidates] scratch. Out: `change` [rows],
+   the gradient of the logarithm of the chosen step; `dots` [candidates], <grad, x_q(k)>, over all rows, where `gated`. */
+void ddq_backward(const float *x, const uint8_t *inside, const float *grad, float *grad_x, int64_t rows,
+                  int64_t columns, int64_t leading, int candidates, int choice, int gated, const float *inverses,
+                  const float *steps, const float *lows, const float *highs, float correction,
+                  double *partial, double *change, double *dots, int threads)
+{
+    const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
+    const int width = 1 + candidates;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t block = 0; block < rows * per_row; block++) {
+        const int64_t row = block / per_row, first = block % per_row * BLOCK;
+        const int64_t count = columns - first < BLOCK ? columns - first : BLOCK;
+        const int64_t kept = leading - first < 0 ? 0 : leading - first < count ? leading - first : count;
+        const float *xs = x + row * leading + first, *gs = grad + row * columns + first;
+        float *out = grad_x + row * columns + first;
+        double *sums = partial + block * width;
+        const float unit = steps[choice * rows + row], inv = inverses[choice * rows + row];
+        const float low = lows[choice], high = highs[choice];
+        const float below = (low - 0.5f) * unit, above = (high + 0.5f) * unit;
+        float corrected[BLOCK];
+        const float *gradient = gs;
+        for (int k = 0; k < width; k++)
+            sums[k] = 0;
+        if (kept) {
+            float total = 0;
+            if (correction != 0.0f) {
+                for (int64_t i = 0; i < kept; i++)
+                    corrected[i] = gs[i] + correction * (on_grid(xs[i], inv, low, high) * unit - xs[i]);
+                gradient = corrected;
+            }
+            for (int64_t i = 0; i < kept; i++) {
+                const float clipped = xs[i] > below && xs[i] < above ? xs[i] : 0.0f;
+                total += gradient[i] * (on_grid(xs[i], inv, low, high) * unit - clipped);
+            }
+            sums[0] = total;
+        }
+        for (int k = 0; gated && k < candidates; k++) {
+            const float inv_k = inverses[k * rows + row], unit_k = steps[k * rows + row];
+            float dot = 0;
+            for (int64_t i = 0; i < kept; i++)
+                dot += gradient[i] * (on_grid(xs[i], inv_k, lows[k], highs[k]) * unit_k);
+            sums[1 + k] = dot;
+        }
+        if (inside) {
+            const uint8_t *flags = inside + row * columns + first;
+            for (int64_t i = 0; i < count; i++)
+                out[i] = flags[i] ? gs[i] : 0.0f;
+        } else {
+            for (int64_t i = 0; i < count; i++)
+                out[i] = xs[i] > below && xs[i] < above ? gs[i] : 0.0f;
+        }
+    }
+    for (int k = 0; k < candidates; k++)
+        dots[k] = 0;
+    for (int64_t row = 0; row < rows; row++)
+        change[row] = 0;
+    for (int64_t block = 0; block < rows * per_row; block++) {
+        change[block / per_row] += partial[block * width];
+        for (int k = 0; k < candidates; k++)
+            dots[k] += partial[block * width + 1 + k];
+    }
+}

@@ -1,0 +1,227 @@
+"""The quantizers' passes over memory in C, compiled on first use; plain torch does the same where that cannot be.
+
+`fused.c` is built once with the machine's C compiler into the user's cache and called through ctypes. It computes what
+`ddq_search.quantizers.straight_through` computes with a dozen torch operations, one pass forward and one backward.
+``DDQ_SEARCH_FUSED=0`` in the environment switches it off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_suffix(".c")
+_FLAGS = (
+    "-O3", "-fPIC", "-std=c11", "-fopenmp", "-ffp-contract=off",
+    "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
+)  # fmt: skip
+"""Sums may be reordered; a NaN must not get lost, so not all of ``-ffast-math``."""
+_NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
+_SECONDS = 60
+_PARALLEL_VALUES = 32768
+"""Smaller tensors are not worth waking a thread."""
+
+
+def status() -> str:
+    """Says in a few words what the quantizers run on."""
+    return "fused C kernels" if _library() is not None else "plain torch (no C compiler, or DDQ_SEARCH_FUSED=0)"
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernels can read this tensor: float32 on a CPU, dense and not empty."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and dense(x)
+        and not torch.compiler.is_compiling()
+        and _library() is not None
+    )
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs of a tensor that was overwritten.
+
+    Attributes:
+        leading: copy of its leading values, flat.
+        inside: uint8, one per value in storage order: 1 where the code was within the range.
+    """
+
+    leading: Tensor
+    inside: Tensor
+
+
+def forward(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """Returns ``x`` on the grid; ``step`` is a scalar or ``[rows]``, low and high are codes less the zero point."""
+    out = torch.empty_like(x)
+    _forward(x, out, step, low, high, None)
+    return out
+
+
+def forward_in_place(x: Tensor, step: Tensor, low: int, high: int, leading: int) -> Kept:
+    """Puts ``x`` on the grid of one step where it lies.
+
+    Args:
+        x: changed.
+        step: scalar.
+        low: smallest code less the zero point.
+        high: largest code less the zero point.
+        leading: how many leading values, in storage order, the sums of the backward pass are to run over.
+    """
+    kept = Kept(torch.empty(leading), torch.empty(x.numel(), dtype=torch.uint8))
+    _forward(x, x, step, low, high, kept)
+    return kept
+
+
+def _forward(x: Tensor, out: Tensor, step: Tensor, low: int, high: int, kept: Kept | None) -> None:
+    library = _library()
+    assert library is not None
+    rows = step.numel()
+    step = step.detach().contiguous()
+    inverse = 1 / step
+    library.ddq_forward(
+        _pointer(x), _pointer(out), rows, x.numel() // rows, _pointer(inverse), _pointer(step), low, high,
+        _pointer(kept.inside) if kept else None, _pointer(kept.leading) if kept else None,
+        kept.leading.numel() if kept else 0, _threads(x),
+    )  # fmt: skip
+
+
+class Sums(NamedTuple):
+    """What `backward` sums over leading values.
+
+    Attributes:
+        change: gradient of the log step of the chosen candidate, scalar or ``[rows]``.
+        dots: ``<grad, x_q(k)>`` of every candidate, ``[K]``.
+    """
+
+    change: Tensor
+    dots: Tensor
+
+
+def backward(
+    kept: Tensor | Kept, grad: Tensor, steps: Tensor, ranges: Sequence[tuple[int, int]], choice: int, *,
+    leading: int, gated: bool, correction: float, overwrite: bool,
+) -> tuple[Tensor, Sums]:  # fmt: skip
+    """Returns the gradient of the input, and sums that are not scaled up.
+
+    Args:
+        kept: what was quantized, or what is left of it.
+        grad: gradient of the result, values stored in the order of what was quantized.
+        steps: ``[K]`` or ``[K, rows]``.
+        ranges: per candidate the smallest and largest code less the zero point.
+        choice: the candidate computed forward.
+        leading: how many values are summed over, in storage order; all of them where there are several rows.
+        gated: whether ``dots`` are wanted; zeros otherwise.
+        correction: λ of the gradient correction.
+        overwrite: whether ``grad`` may become the result.
+    """
+    library = _library()
+    assert library is not None
+    x = kept.leading if isinstance(kept, Kept) else kept
+    candidates, rows = len(ranges), steps[0].numel()
+    columns = grad.numel() // rows
+    steps = steps.detach().contiguous()
+    inverses = 1 / steps
+    grad_x = grad if overwrite else torch.empty_like(grad)
+    partial = torch.empty(library.ddq_blocks(rows, columns) * (1 + candidates), dtype=torch.float64)
+    change = torch.empty(rows, dtype=torch.float64)
+    dots = torch.empty(candidates, dtype=torch.float64)
+    floats = ctypes.c_float * candidates
+    library.ddq_backward(
+        _pointer(x), _pointer(kept.inside) if isinstance(kept, Kept) else None, _pointer(grad), _pointer(grad_x), rows,
+        columns, leading // rows, candidates, choice, int(gated), _pointer(inverses), _pointer(steps),
+        floats(*(low for low, _ in ranges)), floats(*(high for _, high in ranges)), correction, _pointer(partial),
+        _pointer(change), _pointer(dots), _threads(grad),
+    )  # fmt: skip
+    return grad_x, Sums(change.to(steps.dtype).reshape(steps.shape[1:]), dots.to(steps.dtype))
+
+
+def dense(x: Tensor) -> bool:
+    """Whether values lie one after the other, samples outermost."""
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _threads(x: Tensor) -> int:
+    return torch.get_num_threads() if x.numel() >= _PARALLEL_VALUES else 1
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    if os.environ.get("DDQ_SEARCH_FUSED") == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(_built(compiler)))
+        library.ddq_blocks.argtypes = [ctypes.c_int64, ctypes.c_int64]
+        library.ddq_blocks.restype = ctypes.c_int64
+        pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        real, table = ctypes.c_float, ctypes.POINTER(ctypes.c_float)
+        library.ddq_forward.argtypes = [
+            pointer, pointer, count, count, pointer, pointer, real, real, pointer, pointer, count, number,
+        ]  # fmt: skip
+        library.ddq_forward.restype = None
+        library.ddq_backward.argtypes = [
+            pointer, pointer, pointer, pointer, count, count, count, number, number, number, pointer, pointer,
+            table, table, real, pointer, pointer, pointer, number,
+        ]  # fmt: skip
+        library.ddq_backward.restype = None
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return None
+    return library
+
+
+def _built(compiler: str) -> Path:
+    """Returns the compiled library, building it unless the cache has one of this source, compiler and processor."""
+    flags = [*_FLAGS, _NATIVE.get(platform.machine(), "-O3")]
+    digest = hashlib.sha256(_SOURCE.read_bytes())
+    for fact in (*flags, compiler, str(Path(compiler).stat().st_mtime), _processor()):
+        digest.update(fact.encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddq-search"
+    target = folder / f"fused-{digest.hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(dir=folder)
+    except OSError:
+        target = Path(tempfile.mkdtemp()) / target.name
+        scratch = str(target.parent)
+    try:
+        unlinked, linked = Path(scratch, "fused.o"), Path(scratch, "linked.so")
+        # OpenMP stays unresolved on purpose: torch has loaded its own, and two thread pools would fight.
+        for command in (
+            [compiler, *flags, "-c", str(_SOURCE), "-o", str(unlinked)],
+            [compiler, "-shared", str(unlinked), "-o", str(linked)],
+        ):
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+        linked.replace(target)
+    finally:
+        if Path(scratch) != target.parent:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
