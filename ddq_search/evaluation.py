@@ -268,6 +268,8 @@ def _moved(step: Move, x: list[Tensor], shape: tuple[int, ...]) -> Tensor:
         return torch.cat(x, step.dim + 1)
     if step.kind == "transpose":
         return x[0].permute(0, *(dim + 1 for dim in step.dims)).contiguous()
+    if step.kind == "pixel_shuffle":
+        return F.pixel_shuffle(x[0], shape[1] // x[0].shape[2])
     if step.kind == "slice":
         return x[0].narrow(step.dim + 1, step.start, step.stop - step.start)
     return x[0].reshape(x[0].shape[0], *shape)

@@ -29,7 +29,9 @@ CLAMPS = frozenset({"relu", "relu6"})
 TABLES = frozenset({"relu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "tanh"})
 """Element-wise functions that are executed as a look-up over codes when they stand alone."""
 
-SAME_GRID = frozenset({"max_pool2d", "avg_pool2d", "reshape", "transpose", "slice", "concat", "output"})
+SAME_GRID = frozenset(
+    {"max_pool2d", "avg_pool2d", "reshape", "transpose", "pixel_shuffle", "slice", "concat", "output"}
+)
 """Operations whose inputs and output share one scale in integer formats: their tensors are tied."""
 
 ALIASES = frozenset({"reshape", "output"})
@@ -51,7 +53,8 @@ class Operation:
         output_shape: shape of the result, batch left out.
         attributes: what the kind needs: ``kernel_size, stride, padding (top, bottom, left, right), dilation, groups``
             of conv2d and pools, ``count_include_pad`` of avg_pool2d, ``keepdim`` of mean, ``dim`` of concat,
-            ``dims`` of transpose, ``dim, start, stop`` of slice, ``function`` of activation.
+            ``dims`` of transpose, ``dim, start, stop`` of slice, ``function`` of activation. The shapes tell the factor
+            of pixel_shuffle, ``[C r², H, W]`` → ``[C, H r, W r]``.
         module: path of the module that holds the weights.
         norm: path of the fused batch norm.
         clamp: the fused clamp, one of `CLAMPS`.
@@ -122,7 +125,8 @@ def consumers_of(graph: ModelGraph, name: str) -> list[str]:
 def tensor_groups(graph: ModelGraph) -> dict[str, str]:
     """Returns, for every tensor, the first tensor of its group: tensors of a group share one quantizer.
 
-    Pools, reshapes, slices and the output keep their input's grid; a concat needs all its inputs on one grid.
+    Pools, operations that only move codes, and the output keep their input's grid; a concat needs all its inputs on one
+    grid.
     """
     group = nx.utils.UnionFind(graph.nodes)
     for op in operations(graph):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ddq_search.errors import GraphError
-from ddq_search.graph import CLAMPS, ModelGraph, Operation
+from ddq_search.graph import CLAMPS, SAME_GRID, ModelGraph, Operation
 from ddq_search.schedule import lowest_peak
 
 _MODULE_FUNCTIONS: dict[type[nn.Module], str] = {
@@ -153,7 +153,7 @@ class _Tracing:
         self.alias[last] = name
 
     def _keeps_sign(self, kind: str, producers: list[str]) -> bool:
-        keeps = {"max_pool2d", "avg_pool2d", "mean", "reshape", "transpose", "slice", "concat", "add", "mul", "output"}
+        keeps = SAME_GRID | {"mean", "add", "mul"}
         return kind in keeps and all(self.result.nodes[p]["operation"].nonnegative for p in producers)
 
     def _name(self, node: fx.Node, kind: str) -> str:
@@ -212,6 +212,8 @@ class _Tracing:
             self._adaptive(node)
         elif isinstance(module, nn.Flatten):
             self._emit(node, "reshape", [source])
+        elif isinstance(module, nn.PixelShuffle):
+            self._pixel_shuffle(node)
         elif isinstance(module, nn.Dropout | nn.Dropout2d | nn.Identity):
             self.alias[node] = self._producer(node, source)
         else:
@@ -234,6 +236,8 @@ class _Tracing:
             self._emit(node, "reshape", [self._source(node)])
         elif target in _TRANSPOSE:
             self._emit(node, "transpose", [self._source(node)], {"dims": self._permutation(node)})
+        elif target in (F.pixel_shuffle,):
+            self._pixel_shuffle(node)
         elif target in (torch.mean, "mean"):
             self._mean(node)
         elif target in (F.adaptive_avg_pool2d,):
@@ -350,6 +354,12 @@ class _Tracing:
             raise self._unsupported(
                 node, f"adaptive pooling from {height}x{width} to {rows}x{columns} has no fixed window"
             )
+
+    def _pixel_shuffle(self, node: fx.Node) -> None:
+        source = self._source(node)
+        if len(source.meta["shape"]) != 4:
+            raise self._unsupported(node, f"pixel shuffle of shape {source.meta['shape']}; images [N, C, H, W] only")
+        self._emit(node, "pixel_shuffle", [source])
 
     def _mean(self, node: fx.Node) -> None:
         source, dims, keepdim = _bind(node, ("input", "dim", "keepdim"), (None, None, False))

@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 
 from ddq_search.errors import CostError
-from ddq_search.graph import KINDS, Operation
+from ddq_search.graph import KINDS, WEIGHTED, Operation
 
 
 def check_kind(op: Operation) -> None:
     """Raises `CostError` with the operation's name if no cost model knows its kind."""
     if op.kind not in KINDS:
         raise CostError(f"{op.name!r}: operations of kind {op.kind!r} have no price; known kinds: {sorted(KINDS)}")
+
+
+PRICED_AS = {"pixel_shuffle": "transpose"}
+"""Kind → the kind whose price in a profile it has: every code moves once, to another place."""
+
+PRICED = KINDS - WEIGHTED - PRICED_AS.keys()
+"""Kinds of operations without weights that a profile prices."""
 
 
 def elements_read(op: Operation) -> int:

@@ -43,6 +43,7 @@ _OPERATIONS = (
     (r"^mean\b|^global average pooling", "mean"),
     (r"^concatenation\b", "concat"),
     (r"^transpose\b", "transpose"),
+    (r"^depth_to_space\b|^depth to space", "pixel_shuffle"),
 )
 
 

@@ -23,7 +23,7 @@ from ddq_search.graph import ALIASES, WEIGHTED, ModelGraph, Operation, inputs_of
 from ddq_search.layer_shape import layer_class, layer_shape
 from ddq_search.space import SearchSpace
 from hardware_models import device_free, storage
-from hardware_models.layers import check_kind
+from hardware_models.layers import PRICED_AS, check_kind
 from hardware_models.memory import ArenaPlan, plan_arena
 from hardware_models.pricing import pricer_of
 from hardware_models.profile import DeviceProfile, load_profile
@@ -192,8 +192,7 @@ class ArmCostModel:
             shape = [1] * len(variables)
             shape[axis] = -1
             axes[name] = np.array(candidates[name], dtype=np.int64).reshape(shape)
-        table = self.pricer.element(
-            op, self.profile.operations[op.kind], [axes[name] for name in sources], axes[output]
-        )
+        cost = self.profile.operations[PRICED_AS.get(op.kind, op.kind)]
+        table = self.pricer.element(op, cost, [axes[name] for name in sources], axes[output])
         full = np.broadcast_to(table, tuple(len(candidates[name]) for name in variables))
         return Factor(LATENCY, op.name, "compute", variables, np.array(full))

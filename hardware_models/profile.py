@@ -14,10 +14,10 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ddq_search.errors import CostError
-from ddq_search.graph import KINDS, WEIGHTED
 from ddq_search.layer_shape import LAYER_CLASSES, LayerClass
 from ddq_search.precision import storage_bits
 from hardware_models.engine import Bits, ElementCost, Engine, Rate, Strict
+from hardware_models.layers import PRICED
 
 PROFILES = Path(__file__).parent / "profiles"
 """Folder of the shipped profiles."""
@@ -124,8 +124,7 @@ class DeviceProfile(Strict):
 
     @model_validator(mode="after")
     def _prices_everything(self) -> DeviceProfile:
-        expected = KINDS - WEIGHTED
-        missing, unknown = sorted(expected - set(self.operations)), sorted(set(self.operations) - expected)
+        missing, unknown = sorted(PRICED - set(self.operations)), sorted(set(self.operations) - PRICED)
         if missing or unknown:
             raise ValueError(f"operations: missing {missing}, unknown {unknown}")
         if (self.runtime_key == "ddq-c") != (self.kernel_family is not None):

@@ -22,6 +22,7 @@ from ddq_search.packing import activation_bytes, weight_bytes
 from ddq_search.precision import storage_bits
 from hardware_models.engine import Engine, Kernel
 from hardware_models.executions import Execution
+from hardware_models.layers import PRICED_AS
 from hardware_models.pricing import pricer_of
 from hardware_models.profile import DeviceProfile
 from hardware_models.terms import counts
@@ -130,10 +131,11 @@ class Anatomy:
         return [Piece(compute, memory)]
 
     def _operation(self, execution: Execution, op: Operation) -> Piece:
-        if op.kind not in self.operations:
+        kind = PRICED_AS.get(op.kind, op.kind)
+        if kind not in self.operations:
             raise CostError(f"{execution.name!r}: operations of kind {op.kind!r} have no price")
         inputs = [np.array(execution.input_bits) for _ in op.input_shapes]
-        cost = self.operations[op.kind]
+        cost = self.operations[kind]
         compute = self._compute_only.element(op, cost, inputs, np.array(execution.output_bits)).item()
         if compute == 0.0:
             return Piece({}, {})
@@ -141,7 +143,7 @@ class Anatomy:
         sizes = [op.output_elements] if op.kind == "slice" else [math.prod(shape) for shape in op.input_shapes]
         moved = sum(activation_bytes(size, execution.input_bits) for size in sizes)
         self._move(memory, moved + activation_bytes(op.output_elements, execution.output_bits))
-        return Piece({Coefficient("operation", 0, op.kind): compute}, memory)
+        return Piece({Coefficient("operation", 0, kind): compute}, memory)
 
     def _widen(self, parts: Parts, elements_s: float, bits: int, width: int) -> None:
         if bits == width:

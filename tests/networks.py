@@ -114,7 +114,22 @@ class Shuffle(nn.Module):
         return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-MODELS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (Residual, Mobile, SqueezeExcite, Fire, Shuffle)}
+class Upscale(nn.Module):
+    """Pixel shuffles into several channels and into one: images come out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.shuffle = nn.PixelShuffle(2)
+        self.last = nn.Conv2d(2, 9, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.last(self.shuffle(F.relu(self.stem(x)))), 3)
+
+
+MODELS: dict[str, type[nn.Module]] = {
+    cls.__name__: cls for cls in (Residual, Mobile, SqueezeExcite, Fire, Shuffle, Upscale)
+}
 
 
 def sample_images(count: int, size: int = 9, seed: int = 0) -> Tensor:
@@ -195,6 +210,8 @@ def _float(op: Operation, layer: LayerNumbers | None, x: list[Tensor]) -> Tensor
         return x[0].narrow(a["dim"] + 1, a["start"], a["stop"] - a["start"])
     if op.kind == "transpose":
         return x[0].permute(0, *(d + 1 for d in a["dims"]))
+    if op.kind == "pixel_shuffle":
+        return nn.PixelShuffle(op.output_shape[1] // x[0].shape[2])(x[0])
     if op.kind == "concat":
         return torch.cat(x, a["dim"] + 1)
     if op.kind == "activation":

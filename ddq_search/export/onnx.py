@@ -41,6 +41,7 @@ from ddq_search.integer.program import (
     Step,
     Weighted,
     check,
+    shuffle_factor,
 )  # fmt: skip
 from ddq_search.integer.tables import FUNCTIONS
 from ddq_search.precision import ActivationGrid, activation_code_range
@@ -229,6 +230,9 @@ class _Writer:
             return self._node("Concat", x, result, name, axis=step.dim + 1)
         if step.kind == "transpose":
             return self._node("Transpose", x, result, name, perm=[0, *(dim + 1 for dim in step.dims)])
+        if step.kind == "pixel_shuffle":
+            factor = shuffle_factor(self.program.tensors[step.inputs[0]].shape, output.shape)
+            return self._node("DepthToSpace", x, result, name, blocksize=factor, mode="CRD")
         if step.kind == "slice":
             cut = {"start": step.start, "stop": step.stop, "dim": step.dim + 1}
             bounds = [self._constant(f"{name}/{key}", [value], np.int64) for key, value in cut.items()]

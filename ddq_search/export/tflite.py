@@ -51,6 +51,7 @@ from ddq_search.integer.program import (
     Step,
     Weighted,
     check,
+    shuffle_factor,
 )  # fmt: skip
 from ddq_search.precision import WIDE_BITS, activation_code_range
 from ddq_search.whole_files import write_whole
@@ -246,8 +247,24 @@ class _Writer(ProgramGraph):
             axes = [self.axis(step.inputs[0], dim) for dim in step.dims]
             order = (axes[1], axes[2], axes[0]) if len(axes) == 3 else tuple(axes)
             self.transposed(x[0], name, name, (0, *order), self.output(name))
+        elif step.kind == "pixel_shuffle":
+            self._pixel_shuffle(step, x[0])
         else:
             self._reshape(step, x[0])
+
+    def _pixel_shuffle(self, step: Move, x: int) -> None:
+        """DEPTH_TO_SPACE counts its block before the channels, the program after them; it has no int16."""
+        name = step.name
+        source, (channels, *size) = self.program.tensors[step.inputs[0]].shape, self.program.tensors[name].shape
+        factor = shuffle_factor(source, self.program.tensors[name].shape)
+        if (channels == 1 or factor == 1) and self.grid(name).bits != WIDE_BITS:
+            self.operator("DEPTH_TO_SPACE", [x], self.output(name), "DepthToSpaceOptions", BlockSize=factor)
+            return
+        blocks = (source[2], channels, factor, factor)  # of all rows of the batch
+        y = self.codes(name, f"{name}/blocks", (source[1], *blocks))
+        self.operator("RESHAPE", [x, self.integers(f"{name}/blocks/shape", [-1, *blocks])], y, "ReshapeOptions")
+        y = self.transposed(y, name, f"{name}/shuffled", (0, 3, 1, 4, 2))
+        self.reshaped(y, name, "", (*size, channels))
 
     def _reshape(self, step: Move, x: int) -> None:
         """Speaks of the program's order: images are brought into it, and back."""

@@ -47,6 +47,7 @@ _OPTION_FIELDS: dict[str, dict[str, Field]] = {
     "ConcatenationOptions": {"Axis": (0, 4)},
     "StridedSliceOptions": {"BeginMask": (0, 4), "EndMask": (1, 4)},
     "GatherOptions": {"Axis": (0, 4)},
+    "DepthToSpaceOptions": {"BlockSize": (0, 4)},
     "CastOptions": {"InDataType": (0, 1), "OutDataType": (1, 1)},
 }
 _DEFAULTS = {"DilationWFactor": 1, "DilationHFactor": 1, "PotScaleInt16": True}

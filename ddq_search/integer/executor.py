@@ -29,6 +29,7 @@ from ddq_search.integer.program import (
     Step,
     Tensor,
     Weighted,
+    shuffle_factor,
 )  # fmt: skip
 from ddq_search.precision import activation_code_range
 
@@ -203,6 +204,11 @@ def _move(step: Move, output: Tensor, x: list[Integers]) -> Integers:
         return np.concatenate(x, axis=step.dim + 1)
     if step.kind == "transpose":
         return x[0].transpose(0, *(dim + 1 for dim in step.dims))
+    if step.kind == "pixel_shuffle":
+        samples, (channels, height, width) = len(x[0]), output.shape
+        factor = shuffle_factor(x[0].shape[1:], output.shape)
+        parts = x[0].reshape(samples, channels, factor, factor, height // factor, width // factor)
+        return parts.transpose(0, 1, 4, 2, 5, 3).reshape(samples, *output.shape)
     if step.kind == "slice":
         return np.take(x[0], np.arange(step.start, step.stop), axis=step.dim + 1)
     return x[0].reshape(len(x[0]), *output.shape)

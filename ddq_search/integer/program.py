@@ -194,7 +194,7 @@ class Move(Step):
     """Codes change place, not value.
 
     Attributes:
-        kind: ``concat``, ``reshape``, ``transpose``, ``slice`` or ``output``.
+        kind: ``concat``, ``reshape``, ``transpose``, ``pixel_shuffle``, ``slice`` or ``output``.
         dim: dimension of concat and slice, batch left out.
         dims: order of transpose, batch left out.
         start: first index of slice.
@@ -208,7 +208,7 @@ class Move(Step):
     stop: int = 0
 
 
-MOVES = frozenset({"concat", "reshape", "transpose", "slice", "output"})
+MOVES = frozenset({"concat", "reshape", "transpose", "pixel_shuffle", "slice", "output"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,6 +315,25 @@ def _check_step(step: Step, output: Tensor, sources: list[Tensor]) -> None:
         _require(tied, step.name, "input and output must share one grid")
     if isinstance(step, Move):
         _require(step.kind in MOVES, step.name, f"unknown kind {step.kind!r}")
+        if step.kind == "pixel_shuffle":
+            _check_shuffle(step.name, sources[0].shape, output.shape)
+
+
+def shuffle_factor(source: tuple[int, ...], output: tuple[int, ...]) -> int:
+    """Returns the factor r of a pixel shuffle from ``[C r², H, W]`` to ``[C, H r, W r]``.
+
+    >>> shuffle_factor((12, 5, 4), (3, 10, 8))
+    2
+    """
+    return output[1] // source[1]
+
+
+def _check_shuffle(name: str, source: tuple[int, ...], output: tuple[int, ...]) -> None:
+    shuffled = len(source) == len(output) == 3 and output[1] % source[1] == 0
+    if shuffled:
+        factor = shuffle_factor(source, output)
+        shuffled = source == (output[0] * factor**2, output[1] // factor, output[2] // factor)
+    _require(shuffled, name, f"{source} does not shuffle into {output}")
 
 
 def _check_weighted(step: Weighted, output: Tensor, source: Tensor) -> None:

@@ -16,12 +16,11 @@ from functools import cache
 
 import numpy as np
 
-from ddq_search.graph import KINDS, WEIGHTED
 from ddq_search.layer_shape import LAYER_CLASSES, LayerClass, LayerShape
 from hardware_models.engine import ElementCost, Engine, Figure, Kernel, Rate
 from hardware_models.executions import Execution
 from hardware_models.fitting import Array
-from hardware_models.layers import elements_read
+from hardware_models.layers import PRICED, elements_read
 from hardware_models.networks import load_network
 from hardware_models.terms import TERMS
 
@@ -100,7 +99,7 @@ class Form:
             kind: ElementCost(per_read=free, per_output=free)
             if kind in _FREE
             else ElementCost(per_read=each, per_output=each, packed=kind in ("concat", "slice"))
-            for kind in sorted(KINDS - WEIGHTED)
+            for kind in sorted(PRICED)
         }
 
     def _counts(self, execution: Execution) -> dict[str, float]:

@@ -21,6 +21,7 @@ from ddq_search.integer.program import (
     Multiply,
     Step,
     Tensor,
+    shuffle_factor,
 )  # fmt: skip
 from ddq_search.precision import activation_code_range
 
@@ -127,8 +128,19 @@ def _copies(step: Move, sources: list[Tensor], output: Tensor, first_bytes: Sequ
     inner = memory_strides(sources[0].shape)
     if step.kind == "slice":
         return [_copy(first_bytes[0], step.start * inner[step.dim], 0, output.shape, inner, strides)]
+    if step.kind == "pixel_shuffle":
+        return [_shuffled(first_bytes[0], sources[0].shape, output.shape)]
     moved = tuple(inner[dim] for dim in step.dims)  # transpose
     return [_copy(first_bytes[0], 0, 0, output.shape, moved, strides)]
+
+
+def _shuffled(first: int, source: Shape, output: Shape) -> str:
+    """Axes: channel, row, row in the block, column, column in the block."""
+    factor = shuffle_factor(source, output)
+    (depth, row, column), (channel, line, place) = memory_strides(source), memory_strides(output)
+    size = (output[0], source[1], factor, source[2], factor)
+    inner = (factor**2 * depth, row, factor * depth, column, depth)
+    return _copy(first, 0, 0, size, inner, (channel, factor * line, line, factor * place, place))
 
 
 def _copy(first: int, start: int, to: int, size: Shape, inner: Sequence[int], outer: Sequence[int]) -> str:
