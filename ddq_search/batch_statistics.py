@@ -33,6 +33,7 @@ def normalize(norm: Norm, x: Tensor, part: Part) -> Tensor:
         x: ``[N, C, ...]``.
         part: which part of the batch it is.
     """
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     per_sample = x[0, 0].numel()
     counts = torch.tensor(part.sizes(), dtype=torch.float64, device=x.device) * per_sample
     mean, variance = _combined(gather(torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))), counts)

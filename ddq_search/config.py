@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,7 +89,8 @@ class TrainingConfig(_Section):
 
     ``float_epochs = 0`` starts from the given weights as they are. ``accumulate`` batches share an optimizer step.
     ``ema_decay`` > 0 lets the float model, the baseline and every fine-tuned policy end as the moving average of their
-    weights.
+    weights. ``device`` is the processor that trains (``cpu``, ``cuda``, ``cuda:1``, ``mps``), ``precision`` the number
+    format of the network's products, ``compile`` whether training at fixed precisions runs through ``torch.compile``.
     """
 
     float_epochs: Annotated[int, Field(ge=0)] = 30
@@ -114,6 +116,16 @@ class TrainingConfig(_Section):
 
 class SearchConfig(_Section):
     """How the joint search spreads its points, and how gradients are estimated.
+    device: str = "cpu"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    compile: bool = False
+
+    @field_validator("device")
+    @classmethod
+    def _processor(cls, device: str) -> str:
+        if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]?))?", device):
+            raise ValueError("expected cpu, cuda, cuda:0, cuda:1, … or mps")
+        return device
 
     When fewer than ``front_points`` of the points within the budgets end on the front, up to ``extra_points`` more
     policies are fine-tuned in its gaps. ``baselines`` are further ways of choosing policies that the search is compared
@@ -151,12 +163,16 @@ class RunConfig(_Section):
     search: SearchConfig = SearchConfig()
 
     def fingerprint(self, *more: str) -> str:
-        """Returns a hash of everything but the output path."""
-        document = json.dumps([self.model_dump(mode="json", exclude={"out"}), more], sort_keys=True)
+        """Returns a hash of what is asked for: everything but the output path and where training is computed."""
+        document = json.dumps([self.asked(), more], sort_keys=True)
         return hashlib.sha256(document.encode()).hexdigest()[:32]
 
     def to_toml(self) -> str:
         """Returns the resolved configuration as TOML."""
+    def asked(self) -> dict[str, Any]:
+        """Returns what decides a run's result: everything but the output path and where training is computed."""
+        return self.model_dump(mode="json", exclude=_PLACES)
+
         return tomlkit.dumps(_without_none(self.model_dump(mode="json")))
 
 

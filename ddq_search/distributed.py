@@ -253,12 +253,12 @@ def leading(samples: int, share: float) -> tuple[int, float]:
 
 @torch.no_grad()
 def sum_in_place(tensors: Sequence[Tensor]) -> None:
-    """Replaces each tensor by its sum over all processes; one exchange per number format."""
+    """Replaces each tensor by its sum over all processes; one exchange per number format, through main memory."""
     if world_size() == 1:
         return
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         alike = [tensor for tensor in tensors if tensor.dtype == dtype]
-        bucket = torch.cat([tensor.reshape(-1) for tensor in alike])
+        bucket = torch.cat([tensor.reshape(-1) for tensor in alike]).cpu()
         with _together():
             dist.all_reduce(bucket)
         for tensor, total in zip(alike, bucket.split([tensor.numel() for tensor in alike]), strict=True):
@@ -267,10 +267,11 @@ def sum_in_place(tensors: Sequence[Tensor]) -> None:
 
 def gather(tensor: Tensor) -> Tensor:
     """Returns the tensors ``[W, ...]`` of all processes, the same everywhere."""
-    found = [torch.empty_like(tensor) for _ in range(world_size())]
+    own = tensor.contiguous().cpu()
+    found = [torch.empty_like(own) for _ in range(world_size())]
     with _together():
-        dist.all_gather(found, tensor.contiguous())
-    return torch.stack(found)
+        dist.all_gather(found, own)
+    return torch.stack(found).to(tensor.device)
 
 
 def require_same(tensors: Mapping[str, Tensor], when: str) -> None:

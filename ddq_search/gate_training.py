@@ -9,6 +9,8 @@ turn, and from less noise.
 The penalty is measured in units of the task's total sensitivity ``Σ |∂L/∂c|``, so multipliers are of order one
 whatever the loss.
 
+All of it happens in float64 in main memory, wherever the supernet computes: the tensors are small.
+
 Legend: S sets, V variables, C candidates of the widest variable.
 """
 
@@ -41,6 +43,7 @@ class GateTraining:
         self.sensitivity = torch.zeros(net.gates.exists.shape, dtype=torch.float64)
         self.weight = torch.zeros(1, dtype=torch.float64)
         self.expected: dict[str, Tensor] = {}
+        self._start = self._probabilities()
         self._sampled: Tensor | None = None
 
     def sample(self, index: int, uniform: Tensor) -> None:
@@ -63,16 +66,37 @@ class GateTraining:
         """Before the optimizer step: gives every gate of every set its gradient."""
         average = self.sensitivity / self.weight
         gates = self._net.gates
-        cumulative = gates.all_cumulative().double()
+        cumulative = gates.all_cumulative().cpu().double()
         self.expected = self._tables.expected(gates.probabilities(cumulative), self._lagrangian.costs)
         scale = average.abs().sum().clamp_min(1e-12).item()
-        objective = (average.to(cumulative.device) * cumulative).sum() + scale * self._lagrangian.total(self.expected)
+        objective = (average * cumulative).sum() + scale * self._lagrangian.total(self.expected)
         objective.backward()
 
     def update(self) -> None:
         """After the optimizer step: keeps gates in their window and raises or lowers the multipliers."""
         self._net.gates.project()
         self._lagrangian.update_all(self.expected)
+
+    def facts(self) -> dict[str, Any]:
+        """What the history keeps of the gates after an epoch: `gate_facts`, and whether gates are pulled and move.
+
+        By searched variable: ``gate_gradient_norms``, the L2 norm of the averaged task gradient of its gates; and
+        ``gate_movement``, the total variation distance (0 to 1) of its probabilities from those before the phase's
+        first step, averaged over sets.
+        """
+        average = self.sensitivity / self.weight.clamp_min(torch.finfo(torch.float64).tiny)
+        movement = (self._probabilities() - self._start).abs().sum(-1).mean(0) / 2
+        searched = [(row, v.name) for row, v in enumerate(self._net.space.variables) if len(v.candidates) > 1]
+        return {
+            **gate_facts(self._net, self._lagrangian, self._tables),
+            "gate_gradient_norms": {name: float(f"{average[row].norm().item():.4g}") for row, name in searched},
+            "gate_movement": {name: round(movement[row].item(), 4) for row, name in searched},
+        }
+
+    @torch.no_grad()
+    def _probabilities(self) -> Tensor:
+        """``[S, V, C]``."""
+        return self._net.gates.probabilities(self._net.gates.all_cumulative())
 
 
 def gate_facts(net: Supernet, lagrangian: AugmentedLagrangian, tables: CostTables) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ddq_search.compute import Compute, compute_of
 from ddq_search.config import BudgetConfig, RunConfig, SpaceConfig
 from ddq_search.cost import CostModel, CostTables
 from ddq_search.evaluation import IntegerEvaluator
@@ -21,7 +22,6 @@ from ddq_search.space import Rule, SearchSpace, build_space
 from ddq_search.supernet import Supernet
 from ddq_search.task import Classification, DataSource, Measure, Split, Task, measure
 from ddq_search.trace import trace
-from ddq_search.training import to_layout
 
 EVALUATION_BATCH = 250
 STATISTICS_EPOCH = 900_000
@@ -58,8 +58,21 @@ class Problem:
             digest.update(factor.table.tobytes())
         return self.config.fingerprint(to_json(self.graph), self.source.fingerprint, digest.hexdigest())
 
+    @property
+    def compute(self) -> Compute:
+        """Where training computes.
+
+        Raises:
+            ConfigError: this machine has no such processor.
+        """
+        return compute_of(self.config.training)
+
+    def placed_supernet(self, sets: int = 1) -> Supernet:
+        """Returns a fresh supernet of the model where training computes."""
+        return self.compute.place_net(self.supernet(sets))
+
     def supernet(self, sets: int = 1) -> Supernet:
-        """Returns a fresh supernet of the model."""
+        """Returns a fresh supernet of the model in main memory."""
         return Supernet(
             self.model, self.graph, self.space, sets=sets, input_grid=self.source.input_grid,
             gradient_share=self.config.search.gradient_share, gate_start=self.config.search.gate_start,
@@ -96,14 +109,15 @@ def price_model(
 
 
 def inputs(problem: Problem, count: int) -> Iterator[Tensor]:
-    """Yields the same few training batches for every calibration and re-estimation of a problem."""
-    settings = problem.config.training
-    batches = problem.source.train(seed=problem.config.seed, epoch=STATISTICS_EPOCH, batch_size=settings.batch_size)
-    return (x for x, _ in to_layout(itertools.islice(batches, count), settings.memory_layout))
+    """Yields the same few training batches for every calibration and re-estimation of a problem, where it computes."""
+    size = problem.config.training.batch_size
+    batches = problem.source.train(seed=problem.config.seed, epoch=STATISTICS_EPOCH, batch_size=size)
+    return (x for x, _ in problem.compute.placed(itertools.islice(batches, count)))
 
 
 def evaluate_policy(problem: Problem, net: Supernet, policy: Policy, split: Split) -> Measure:
     """Returns loss and metric of a trained policy, computed on integer codes."""
-    evaluator = IntegerEvaluator(lower(net.discretize(policy.bits), problem.device.arithmetic))
+    where = problem.compute.integer_device
+    evaluator = IntegerEvaluator(lower(net.discretize(policy.bits), problem.device.arithmetic), where)
     batches = problem.source.plain(split, EVALUATION_BATCH)
-    return measure(problem.task, ((evaluator.scores(x), y) for x, y in batches))
+    return measure(problem.task, ((evaluator.scores(x), y.to(where)) for x, y in batches))

@@ -7,12 +7,13 @@ is the float model itself. Validation figures need labels, as ever; choosing and
 
 from __future__ import annotations
 
+from ddq_search.batches import SameBatches
 from ddq_search.errors import ConfigError
 from ddq_search.judgement import Front
 from ddq_search.problem import STATISTICS_EPOCH, Problem, inputs
 from ddq_search.record import RunDirectory
 from ddq_search.stages import Stages, begin
-from ddq_search.training import Progress, SameBatches, Silent
+from ddq_search.training import Progress, Silent
 
 
 def ptq(problem: Problem, record: RunDirectory, progress: Progress | None = None) -> Front:
@@ -41,7 +42,7 @@ def ptq(problem: Problem, record: RunDirectory, progress: Progress | None = None
     calibration = SameBatches(problem.source, STATISTICS_EPOCH, batches)
     stages = Stages(problem, record, progress, settings=settings, calibration=calibration)
     teacher = stages.train_float()
-    net = problem.supernet()
+    net = problem.placed_supernet()
     net.model.load_state_dict(teacher.model.state_dict())
     net.calibrate(inputs(problem, settings.calibration_batches))
     return stages.conclude(stages.train_gates(net, teacher, problem.config.search.solve_steps), teacher)

@@ -209,8 +209,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def environment() -> dict[str, Any]:
-    """Returns what a reader needs to repeat a run: versions, platform, threads, date, commit."""
+def environment(processor: str = "cpu") -> dict[str, Any]:
+    """Returns what a reader needs to repeat a run: versions, platform, processor, threads, date, commit."""
     from ddq_search import __version__
 
     return {
@@ -218,6 +218,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
+        "processor": processor,
         "threads": torch.get_num_threads(),
         "processes": world_size(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

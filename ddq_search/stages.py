@@ -13,10 +13,13 @@ from torch import Tensor
 
 from ddq_search import distributed
 from ddq_search import front as fronts
+from ddq_search.batches import FirstBatches, TrainingBatches
 from ddq_search.budget import LABELS, show
+from ddq_search.compilation import CompiledForward
+from ddq_search.compute import trainable_compute
 from ddq_search.config import TrainingConfig
 from ddq_search.errors import BudgetError
-from ddq_search.gate_training import GateTraining, gate_facts
+from ddq_search.gate_training import GateTraining
 from ddq_search.graph import to_json, write_graphml
 from ddq_search.judgement import Candidate, Front, judge, judge_points
 from ddq_search.lagrangian import AugmentedLagrangian
@@ -28,21 +31,19 @@ from ddq_search.task import Measure, Split, measure
 from ddq_search.training import (
     SCHEDULES,
     BatchLoss,
-    FirstBatches,
     Phase,
     Progress,
-    TrainingBatches,
     moving_average,
     run_phase,
-    to_layout,
 )  # fmt: skip
 
 
 def begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
     """Writes what is known before training into the run directory and tells budgets and calibration."""
+    compute = trainable_compute(problem.config.training)
     record.fingerprint = problem.fingerprint
     record.write_text("config.toml", problem.config.to_toml())
-    record.write_json("environment.json", environment())
+    record.write_json("environment.json", environment(compute.describe()))
     record.write_text("graph.json", to_json(problem.graph))
     distributed.from_first(lambda: write_graphml(problem.graph, record.path / "graph.graphml"))
     variables = [
@@ -93,12 +94,13 @@ class Stages:
         self.problem, self.record, self.progress = problem, record, progress
         self.settings = settings or problem.config.training
         self.task, self.source = problem.task, problem.source
+        self.compute = trainable_compute(self.settings)
         self.batches, self.frozen = calibration or problem.source, calibration is not None
 
     def _train(self, phase: Phase, source: TrainingBatches | None = None) -> None:
         run_phase(
             phase, source or self.batches, self.record, seed=self.problem.config.seed,
-            batch_size=self.settings.batch_size, layout=self.settings.memory_layout, progress=self.progress,
+            batch_size=self.settings.batch_size, compute=self.compute, progress=self.progress,
         )  # fmt: skip
 
     # -- float ------------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ class Stages:
     def train_float(self) -> Supernet:
         """Trains the float model; returns it as a supernet with its quantizers switched off."""
         torch.manual_seed(self.problem.config.seed)
-        net = self._in_layout(self.problem.supernet())
+        net = self.problem.placed_supernet()
         net.set_float()
         rate = self.settings.float_rate
         self._train(self._weights_phase("float", net, self.settings.float_epochs, rate, None), self.source)
@@ -128,8 +130,10 @@ class Stages:
         return net, self._measure_float(net, "validation")
 
     def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
+        forward = CompiledForward(net, self.progress.note) if self.settings.compile else net
+
         def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
-            value = self._task_loss(net(x), x, y, teacher)
+            value = self._task_loss(forward(x), x, y, teacher)
             return value, {"loss": f"{value.item():.3f}"}
 
         phase = self._phase(name, net, [(self._weight_optimizer(net), rate)], loss, epochs)
@@ -145,15 +149,16 @@ class Stages:
         return Phase(
             name, name, net, optimizers, loss, epochs, SCHEDULES[settings.schedule],
             gradient_clip=settings.gradient_clip, accumulate=settings.accumulate,
+            loss_scale=self.compute.loss_scale(),
         )  # fmt: skip
 
     def _task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
-        weight = self.settings.distillation
+        weight, output = self.settings.distillation, output.float()
         if teacher is None or weight == 0:
             return self.task.loss(output, y)
         teacher.eval()
         with torch.no_grad():
-            reference = teacher(x)
+            reference = teacher(x).float()
         distance = self.task.distance(output, reference)
         return distance if weight == 1 else (1 - weight) * self.task.loss(output, y) + weight * distance
 
@@ -166,18 +171,13 @@ class Stages:
         ]
         return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
 
-    def _in_layout(self, net: Supernet) -> Supernet:
-        if self.settings.memory_layout == "channels_last":
-            net.model.to(memory_format=torch.channels_last)
-        return net
-
     # -- joint ------------------------------------------------------------------------------------------------
 
     def train_jointly(self, teacher: Supernet) -> Searched:
         """Searches all points at once."""
         config = self.problem.config.search
         aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
-        net = self._in_layout(self.problem.supernet(sets=len(aims)))
+        net = self.problem.placed_supernet(sets=len(aims))
         net.load_state_dict({k: v for k, v in teacher.state_dict().items() if k.startswith("model.")}, strict=False)
         net.calibrate(inputs(self.problem, self.settings.calibration_batches))
         steps = self.settings.joint_epochs * self.source.train_batches(self.settings.batch_size)
@@ -193,7 +193,7 @@ class Stages:
         """Searches all points with the weights and quantizers of a trained supernet, which stay as they are."""
         config = self.problem.config.search
         aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
-        net = self._in_layout(self.problem.supernet(sets=len(aims)))
+        net = self.problem.placed_supernet(sets=len(aims))
         net.adopt(supernet)
         _freeze(net.model, net.quantizers)
         batches = FirstBatches(self.batches, steps)
@@ -265,7 +265,7 @@ class Stages:
         phase = self._phase(name, net, optimizers, loss, epochs)
         phase.after_backward, phase.before_step, phase.after_step = gates.collect, gates.backward, gates.update
         phase.batch_leaves = gates.leaves
-        phase.after_epoch = lambda epoch: gate_facts(net, lagrangian, tables)
+        phase.after_epoch = lambda epoch: gates.facts()
         phase.extra = {
             "multipliers": lagrangian.multipliers, "sensitivity": gates.sensitivity, "weight": gates.weight,
         }  # fmt: skip
@@ -302,10 +302,11 @@ class Stages:
         rates: tuple[float, float],
     ) -> Candidate:  # fmt: skip
         name = f"policy-{policy.name}"
-        net = self._in_layout(self.problem.supernet())
+        net = self.problem.placed_supernet()
         finished = self.record.load_checkpoint(name)
         if finished is not None:
             self.record.restore(name, net, finished[0])
+            self.record.remove_checkpoint(f"tuning-{policy.name}")  # left where the process died just before
             return Candidate(policy, net, Measure(finished[1]["loss"], finished[1]["score"]))
         prepare(net)
         phase = self._weights_phase(f"tuning-{policy.name}", net, epochs, rates[0], teacher)
@@ -346,7 +347,7 @@ class Stages:
     def _measure_float(self, net: Supernet, split: Split) -> Measure:
         net.eval()
         with torch.no_grad():
-            batches = to_layout(self.source.plain(split, EVALUATION_BATCH), self.settings.memory_layout)
+            batches = self.compute.placed(self.source.plain(split, EVALUATION_BATCH))
             return measure(self.task, [(net(x), y) for x, y in batches])
 
     def test(self, front: Front, baseline: Supernet) -> Front:

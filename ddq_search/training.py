@@ -6,10 +6,9 @@ history and progress are the same for all.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,51 +17,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddq_search import distributed
+from ddq_search.batches import TrainingBatches
+from ddq_search.compute import Compute
 from ddq_search.errors import RunError
+from ddq_search.loss_scale import LossScale
 from ddq_search.record import RunDirectory
 from ddq_search.task import Batch
-
-
-class TrainingBatches(Protocol):
-    """Where a phase gets its batches from: the part of a `ddq_search.task.DataSource` that training needs."""
-
-    def train(self, *, seed: int, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """Yields the shuffled, augmented training batches of one epoch; randomness depends on the arguments only."""
-
-    def train_batches(self, batch_size: int) -> int:
-        """Number of batches that `train` yields."""
-
-
-class FirstBatches:
-    """The first training batches of every epoch of a source."""
-
-    def __init__(self, source: TrainingBatches, batches: int) -> None:
-        self._source, self._batches = source, batches
-
-    def train(self, *, seed: int, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """Yields them."""
-        batches = self._source.train(seed=seed, epoch=epoch, batch_size=batch_size)
-        return itertools.islice(batches, self._batches)
-
-    def train_batches(self, batch_size: int) -> int:
-        """Number of batches that `train` yields."""
-        return min(self._batches, self._source.train_batches(batch_size))
-
-
-class SameBatches:
-    """The first training batches of one epoch, the same in every epoch: a fixed set of calibration images."""
-
-    def __init__(self, source: TrainingBatches, epoch: int, batches: int) -> None:
-        self._source, self._epoch, self._batches = source, epoch, batches
-
-    def train(self, *, seed: int, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """Yields them, whatever the epoch."""
-        batches = self._source.train(seed=seed, epoch=self._epoch, batch_size=batch_size)
-        return itertools.islice(batches, self._batches)
-
-    def train_batches(self, batch_size: int) -> int:
-        """Number of batches that `train` yields."""
-        return min(self._batches, self._source.train_batches(batch_size))
 
 
 class Progress(Protocol):
@@ -117,6 +77,7 @@ class Phase:
         gradient_clip: largest norm of that gradient.
         accumulate: batches per optimizer step; their gradients are averaged.
         averaged: moving average of the module, which the module becomes when the phase ends.
+        loss_scale: for float16; a step whose gradients overflow is left out.
     """
 
     name: str
@@ -136,6 +97,7 @@ class Phase:
     gradient_clip: float = 5.0
     accumulate: int = 1
     averaged: AveragedModel | None = None
+    loss_scale: LossScale | None = None
 
 
 def cosine(fraction: float) -> float:
@@ -168,7 +130,7 @@ def run_phase(
     *,
     seed: int,
     batch_size: int,
-    layout: str,
+    compute: Compute,
     progress: Progress,
 ) -> None:
     """Trains a phase to its end, starting from its checkpoint when there is one.
@@ -189,26 +151,26 @@ def run_phase(
         began = time.perf_counter()
         phase.module.train()
         losses = torch.zeros(())
-        count = 0
+        count, finite = 0, True
         batches = source.train(seed=seed, epoch=_epoch_key(phase.name, epoch), batch_size=batch_size)
-        for index, (x, y, part) in enumerate(_parts(batches, layout)):
+        for index, (x, y, part) in enumerate(_parts(batches, compute)):
             number = epoch * per_epoch + index
             first, last = index % phase.accumulate == 0, index + 1 == per_epoch or (index + 1) % phase.accumulate == 0
             if first:
                 _begin_step(phase, number / total)
-            with distributed.dividing(part):
+                finite = True
+            with distributed.dividing(part), compute.autocast():
                 loss, facts = phase.batch_loss(x, y, number)
             if part is not None:
                 loss = loss * part.weight
             if not math.isfinite(float(loss.detach())):
                 raise _diverged(phase, f"the loss is not finite in epoch {epoch + 1}, batch {index + 1}")
             shared = min(phase.accumulate, per_epoch - index // phase.accumulate * phase.accumulate)
-            (loss / shared).backward()
-            _sum_gradients(phase, last)
-            if phase.after_backward is not None:
+            finite &= _backward(phase, loss / shared, last=last)
+            if finite and phase.after_backward is not None:
                 phase.after_backward()
             if last:
-                _end_step(phase, clipped)
+                _end_step(phase, clipped, finite=finite)
             losses += loss.detach().cpu()
             count += 1
             progress.step({"epoch": f"{epoch + 1}/{phase.epochs}", **facts})
@@ -217,6 +179,7 @@ def run_phase(
             raise _diverged(phase, f"weights are not finite after epoch {epoch + 1}")
         row = {"phase": phase.kind, "point": phase.point, "epoch": epoch, "train_loss": float(losses) / max(count, 1)}
         row |= {"seconds": round(time.perf_counter() - began, 3)}
+        row |= {} if phase.loss_scale is None else {"loss_scale": phase.loss_scale.scale}
         row |= phase.after_epoch(epoch) if phase.after_epoch else {}
         record.append_history(row)
         if phase.averaged is not None and epoch + 1 == phase.epochs:
@@ -236,15 +199,28 @@ def _begin_step(phase: Phase, fraction: float) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _sum_gradients(phase: Phase, last: bool) -> None:
-    """Sums over processes what a batch, or with its last batch a step, gave gradients to."""
+def _backward(phase: Phase, loss: Tensor, *, last: bool) -> bool:
+    """Gives leaves and parameters their gradients, summed over processes; returns whether those in use are finite.
+
+    Leaves have a gradient after every batch, parameters after the last one of a step.
+    """
+    scale = phase.loss_scale
+    (loss if scale is None else loss * scale.scale).backward()
     leaves = [] if phase.batch_leaves is None else phase.batch_leaves()
     if last:
         leaves += [p for optimizer, _ in phase.optimizers for group in optimizer.param_groups for p in group["params"]]
-    distributed.sum_in_place([leaf.grad for leaf in leaves if leaf.grad is not None])
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    distributed.sum_in_place(gradients)
+    return scale is None or scale.restore(gradients)
 
 
-def _end_step(phase: Phase, clipped: list[Tensor]) -> None:
+def _end_step(phase: Phase, clipped: list[Tensor], *, finite: bool) -> None:
+    if phase.loss_scale is not None:
+        phase.loss_scale.update(finite)
+        if phase.loss_scale.exhausted:
+            raise _diverged(phase, "gradients exceed float16 (training.precision = 'bf16' has a wider range)")
+    if not finite:
+        return
     if phase.before_step is not None:
         phase.before_step()
     torch.nn.utils.clip_grad_norm_(clipped, phase.gradient_clip)
@@ -264,24 +240,17 @@ def _diverged(phase: Phase, fact: str) -> RunError:
     )
 
 
-def to_layout(batches: Iterator[tuple[Tensor, Tensor]], layout: str) -> Iterator[tuple[Tensor, Tensor]]:
+def to_layout(batches: Iterable[Batch], layout: str) -> Iterator[Batch]:
     """Yields the batches with image inputs in the given memory layout."""
-    for x, y in batches:
-        yield _in_layout(x, layout), y
+    return Compute(layout=layout).placed(batches)
 
 
-def _in_layout(x: Tensor, layout: str) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" and x.ndim == 4 else x
-
-
-def _parts(
-    batches: Iterator[tuple[Tensor, Tensor]], layout: str
-) -> Iterator[tuple[Tensor, Tensor, distributed.Part | None]]:
+def _parts(batches: Iterable[Batch], compute: Compute) -> Iterator[tuple[Tensor, Tensor, distributed.Part | None]]:
     """Yields this process's part of every batch, and which part it is."""
     for x, y in batches:
         part = distributed.part_of(len(x))
         mine, targets = (x, y) if part is None else (part.of(x), part.of(y))
-        yield _in_layout(mine, layout), targets, part
+        yield compute.place(mine), compute.move(targets), part
 
 
 def _epoch_key(name: str, epoch: int) -> int:
@@ -292,7 +261,8 @@ def _epoch_key(name: str, epoch: int) -> int:
 
 def _extra(phase: Phase) -> dict[str, Tensor]:
     average = {} if phase.averaged is None else phase.averaged.state_dict()
-    return {**phase.extra, **{f"average.{key}": value for key, value in average.items()}}
+    scale = {} if phase.loss_scale is None else {"loss_scale": phase.loss_scale.state}
+    return {**phase.extra, **scale, **{f"average.{key}": value for key, value in average.items()}}
 
 
 def _state(phase: Phase) -> dict[str, Tensor]:

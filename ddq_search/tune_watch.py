@@ -23,7 +23,6 @@ from ddq_search.errors import RunError
 from ddq_search.problem import EVALUATION_BATCH, Problem, inputs
 from ddq_search.record import RunDirectory
 from ddq_search.task import measure
-from ddq_search.training import to_layout
 
 LOSSES = "losses"
 """User attribute: label (``joint 5``, ``p00``) → [step, loss]; it outlives the worker."""
@@ -125,7 +124,7 @@ class WatchedRun(RunDirectory):
             key=lambda index: sum(limit / reference[cost] for cost, limit in aims[index].limits.items()),
         )
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            net = problem.supernet(sets=len(aims))
+            net = problem.placed_supernet(sets=len(aims))
             own = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
             self.restore(name, net, own)
             bits = problem.pricing.most_likely(net.gates.scores(widest).numpy(), aims[widest].limits, [])
@@ -134,5 +133,5 @@ class WatchedRun(RunDirectory):
             net.set_policy(bits)
             net.reestimate_norms(inputs(problem, settings.calibration_batches))
             net.eval()
-            batches = to_layout(problem.source.plain("validation", EVALUATION_BATCH), settings.memory_layout)
+            batches = problem.compute.placed(problem.source.plain("validation", EVALUATION_BATCH))
             return measure(problem.task, ((net(x), y) for x, y in batches)).loss

@@ -20,7 +20,7 @@ FLOORS = (
      "layer_shape", "schedule", "contraction"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
      "interchange", "quantizer_recipe", "training", "evaluation", "record", "config", "integer", "problem",
-     "gate_training", "distributed", "batch_statistics"),
+     "gate_training", "distributed", "batch_statistics", "batches", "compute", "compilation", "loss_scale"),
     ("search", "stages", "solve", "ptq", "baselines", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ddq_search.compute import Compute
 from ddq_search.errors import RunError
 from ddq_search.record import RunDirectory
 from ddq_search.training import SCHEDULES, Phase, Silent, constant, cosine, moving_average, run_phase, step
@@ -73,7 +74,13 @@ def run(phase, path, progress=None, layout="channels_last"):
         phase.module.to(memory_format=torch.channels_last)
     path.mkdir(exist_ok=True)
     run_phase(
-        phase, ToySource(), RunDirectory(path, "f"), seed=3, batch_size=8, layout=layout, progress=progress or Silent()
+        phase,
+        ToySource(),
+        RunDirectory(path, "f"),
+        seed=3,
+        batch_size=8,
+        compute=Compute(layout=layout),
+        progress=progress or Silent(),
     )
 
 
@@ -140,7 +147,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     run(phase_of(network()), tmp_path)
     with pytest.raises(RunError, match="another configuration"):
         run_phase(
-            phase_of(network()), ToySource(), RunDirectory(tmp_path, "g"), seed=3, batch_size=8, layout="contiguous",
+            phase_of(network()), ToySource(), RunDirectory(tmp_path, "g"), seed=3, batch_size=8, compute=Compute(),
             progress=Silent(),
         )  # fmt: skip
 
@@ -202,7 +209,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
         (tmp_path / str(accumulate)).mkdir()
         run_phase(
             phase, Divided(), RunDirectory(tmp_path / str(accumulate), "f"), seed=3, batch_size=size,
-            layout="contiguous", progress=Silent(),
+            compute=Compute(), progress=Silent(),
         )  # fmt: skip
         nets.append(net)
     assert torch.allclose(nets[0][1].weight, nets[1][1].weight, atol=1e-7)

@@ -78,7 +78,7 @@ def begin_run(path: Path, config: RunConfig, *, resume: bool) -> RunDirectory:
             raise RunError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
         before = load_config(stored, {})
         if before.fingerprint() != config.fingerprint():
-            changed = ", ".join(_differences(before.model_dump(exclude={"out"}), config.model_dump(exclude={"out"})))
+            changed = ", ".join(_differences(before.asked(), config.asked()))
             raise RunError(f"{path} belongs to another configuration (different: {changed}); choose another --out")
     return RunDirectory(path)
 
@@ -94,12 +94,12 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: st
 
 
 def open_run(path: Path) -> tuple[Problem, RunDirectory]:
-    """Returns the problem of a run directory and its record.
+    """Returns the problem of a run directory and its record; computed here, wherever the run was.
 
     Raises:
         RunError: the directory holds no run.
     """
-    problem = assemble(load_config(stored_config(path), {}))
+    problem = assemble(load_config(stored_config(path), {"training.device": "cpu"}))
     return problem, RunDirectory(path, problem.fingerprint)
 
 

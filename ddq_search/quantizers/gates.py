@@ -65,8 +65,11 @@ class Gates(nn.Module):
 
     @staticmethod
     def probabilities(cumulative: Tensor) -> Tensor:
-        """Returns ``p`` ``[..., V, C]`` float64 from ``c``; rows sum to 1, absent candidates have probability 0."""
-        c = cumulative.double()
+        """Returns ``p`` ``[..., V, C]`` float64 from ``c``; rows sum to 1, absent candidates have probability 0.
+
+        In main memory, where prices are, and since some devices have no float64.
+        """
+        c = cumulative.cpu().double()
         ones, zeros = torch.ones_like(c[..., :1]), torch.zeros_like(c[..., :1])
         return torch.cat([ones, c], -1) - torch.cat([c, zeros], -1)
 
@@ -75,11 +78,13 @@ class Gates(nn.Module):
         """Returns the log-likelihood ``[V, C]`` float64 of every candidate's gate pattern: open up to it, closed above.
 
         Unlike the probabilities it reads each gate by itself, as the thresholded gate does: a middle candidate wins
-        where the gate below is more open than closed and the gate above is not. Absent candidates score 0.
+        where the gate below is more open than closed and the gate above is not. Absent candidates score 0. In main
+        memory.
         """
-        opened = ((self.own[index] + 1) / 2).double().clamp(1e-6, 1 - 1e-6)
-        up = (opened.log() * self.exists).cumsum(1)
-        closed = (1 - opened).log() * self.exists
+        exists = self.exists.cpu()
+        opened = ((self.own[index].cpu() + 1) / 2).double().clamp(1e-6, 1 - 1e-6)
+        up = (opened.log() * exists).cumsum(1)
+        closed = (1 - opened).log() * exists
         above = closed.flip(1).cumsum(1).flip(1)
         zeros = torch.zeros_like(up[:, :1])
         return torch.cat([zeros, up], 1) + torch.cat([above, zeros], 1)
