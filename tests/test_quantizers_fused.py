@@ -9,6 +9,7 @@ import torch
 
 from ddq_search.precision import activation_code_range, weight_code_range
 from ddq_search.quantizers import fused
+from ddq_search.quantizers.mixing import MixPasses
 from ddq_search.quantizers.straight_through import Estimate, FusedPasses, Grid, PlainPasses
 from ddq_search.quantizers.uniform import UniformActivations
 
@@ -147,3 +148,42 @@ def test_a_compiler_that_fails_and_a_cache_that_cannot_be_written(fresh, tmp_pat
 def test_it_can_be_switched_off(fresh):
     fresh.setenv("DDQ_SEARCH_FUSED", "0")
     assert not fused.serves(torch.zeros(1))
+
+
+# -- mixtures -----------------------------------------------------------------------------------------------------
+
+
+def mixed(x, log_steps, statistic, shares, grids, share, grad):
+    x, log_steps, shares = (t.clone().requires_grad_() for t in (x, log_steps, shares))
+    out = MixPasses.apply(x, log_steps, statistic, shares, grids, share)
+    out.backward(grad)
+    return out.detach(), x.grad, log_steps.grad, shares.grad
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_mixtures_as_in_plain_torch(fresh, share, layout):
+    x, grad = (torch.randn(8, 12, 9, 7).contiguous(memory_format=layout) for _ in range(2))
+    log_steps, shares = torch.tensor([1.0, 0.3, 0.02]).log(), torch.tensor([0.2, 0.5, 0.3])
+    found = mixed(x, log_steps, None, shares, ACTIVATIONS, share, grad)
+    fresh.setenv("DDQ_SEARCH_FUSED", "0")
+    fused._library.cache_clear()
+    wanted = mixed(x, log_steps, None, shares, ACTIVATIONS, share, grad)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_mixtures_of_weights_as_sums_of_single_quantizations():
+    weight, grad = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
+    log_steps, shares = (torch.rand(3, 6) * 0.3 + 0.01).log(), torch.tensor([0.2, 0.5, 0.3])
+    statistic = torch.rand(6) + 0.5
+    out, grad_x, grad_steps, grad_shares = mixed(weight, log_steps, statistic, shares, WEIGHTS, 1.0, grad)
+    singles = [
+        run(PlainPasses, weight, log_steps, torch.zeros(2), WEIGHTS, k, Estimate(), grad, statistic) for k in range(3)
+    ]
+    torch.testing.assert_close(out, sum(p * single[0] for p, single in zip(shares, singles, strict=True)))
+    torch.testing.assert_close(grad_x, sum(p * single[1] for p, single in zip(shares, singles, strict=True)))
+    torch.testing.assert_close(
+        grad_steps, sum(p * s[2] for p, s in zip(shares, singles, strict=True)), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(grad_shares, torch.stack([(grad * single[0]).sum() for single in singles]))

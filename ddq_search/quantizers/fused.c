@@ -113,3 +113,72 @@ void ddq_backward(const float *x, const uint8_t *inside, const float *grad, floa
             dots[k] += partial[block * width + 1 + k];
     }
 }
+
+/* out = sum over candidates of shares[k] x_q(k). Steps and ranges as above. */
+void ddq_mix_forward(const float *x, float *out, int64_t rows, int64_t columns, int candidates, const float *inverses,
+                     const float *steps, const float *lows, const float *highs, const float *shares, int threads)
+{
+    const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t block = 0; block < rows * per_row; block++) {
+        const int64_t row = block / per_row, first = block % per_row * BLOCK;
+        const int64_t count = columns - first < BLOCK ? columns - first : BLOCK;
+        const float *from = x + row * columns + first;
+        float *to = out + row * columns + first;
+        for (int k = 0; k < candidates; k++) {
+            const float inv = inverses[k * rows + row], unit = steps[k * rows + row] * shares[k];
+            if (k == 0)
+                for (int64_t i = 0; i < count; i++)
+                    to[i] = on_grid(from[i], inv, lows[k], highs[k]) * unit;
+            else
+                for (int64_t i = 0; i < count; i++)
+                    to[i] += on_grid(from[i], inv, lows[k], highs[k]) * unit;
+        }
+    }
+}
+
+/* Gradients of the mixture. `partial`: [blocks, 2 candidates] scratch. Out: `change` [candidates, rows], the gradients
+   of the logarithms of the steps; `dots` [candidates], <grad, x_q(k)>; both summed over the leading columns. */
+void ddq_mix_backward(const float *x, const float *grad, float *grad_x, int64_t rows, int64_t columns, int64_t leading,
+                      int candidates, const float *inverses, const float *steps, const float *lows, const float *highs,
+                      const float *shares, double *partial, double *change, double *dots, int threads)
+{
+    const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
+    const int width = 2 * candidates;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t block = 0; block < rows * per_row; block++) {
+        const int64_t row = block / per_row, first = block % per_row * BLOCK;
+        const int64_t count = columns - first < BLOCK ? columns - first : BLOCK;
+        const int64_t kept = leading - first < 0 ? 0 : leading - first < count ? leading - first : count;
+        const float *xs = x + row * columns + first, *gs = grad + row * columns + first;
+        float *out = grad_x + row * columns + first;
+        double *sums = partial + block * width;
+        float passing[BLOCK];
+        for (int64_t i = 0; i < count; i++)
+            passing[i] = 0;
+        for (int k = 0; k < candidates; k++) {
+            const float inv = inverses[k * rows + row], unit = steps[k * rows + row], share = shares[k];
+            const float below = (lows[k] - 0.5f) * unit, above = (highs[k] + 0.5f) * unit;
+            float dot = 0, clipped = 0;
+            for (int64_t i = 0; i < count; i++)
+                passing[i] += xs[i] > below && xs[i] < above ? share : 0.0f;
+            for (int64_t i = 0; i < kept; i++) {
+                dot += gs[i] * (on_grid(xs[i], inv, lows[k], highs[k]) * unit);
+                clipped += xs[i] > below && xs[i] < above ? gs[i] * xs[i] : 0.0f;
+            }
+            sums[k] = dot;
+            sums[candidates + k] = share * (dot - clipped);
+        }
+        for (int64_t i = 0; i < count; i++)
+            out[i] = gs[i] * passing[i];
+    }
+    for (int64_t i = 0; i < candidates * rows; i++)
+        change[i] = 0;
+    for (int k = 0; k < candidates; k++)
+        dots[k] = 0;
+    for (int64_t block = 0; block < rows * per_row; block++)
+        for (int k = 0; k < candidates; k++) {
+            dots[k] += partial[block * width + k];
+            change[k * rows + block / per_row] += partial[block * width + candidates + k];
+        }
+}

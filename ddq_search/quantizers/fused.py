@@ -138,14 +138,52 @@ def backward(
     partial = torch.empty(library.ddq_blocks(rows, columns) * (1 + candidates), dtype=torch.float64)
     change = torch.empty(rows, dtype=torch.float64)
     dots = torch.empty(candidates, dtype=torch.float64)
-    floats = ctypes.c_float * candidates
+    lows, highs = _tables(ranges)
     library.ddq_backward(
         _pointer(x), _pointer(kept.inside) if isinstance(kept, Kept) else None, _pointer(grad), _pointer(grad_x), rows,
         columns, leading // rows, candidates, choice, int(gated), _pointer(inverses), _pointer(steps),
-        floats(*(low for low, _ in ranges)), floats(*(high for _, high in ranges)), correction, _pointer(partial),
-        _pointer(change), _pointer(dots), _threads(grad),
+        lows, highs, correction, _pointer(partial), _pointer(change), _pointer(dots), _threads(grad),
     )  # fmt: skip
     return grad_x, Sums(change.to(steps.dtype).reshape(steps.shape[1:]), dots.to(steps.dtype))
+
+
+def mix(x: Tensor, steps: Tensor, ranges: Sequence[tuple[int, int]], shares: Tensor) -> Tensor:
+    """Returns ``Σ_k shares[k] x_q(k)``; ``steps`` is ``[K]`` or ``[K, rows]``, ``shares`` ``[K]``."""
+    library = _library()
+    assert library is not None
+    steps, shares = steps.detach().contiguous(), shares.detach().float().contiguous()
+    inverses, out, rows = 1 / steps, torch.empty_like(x), steps[0].numel()
+    lows, highs = _tables(ranges)
+    library.ddq_mix_forward(
+        _pointer(x), _pointer(out), rows, x.numel() // rows, len(ranges), _pointer(inverses), _pointer(steps), lows,
+        highs, _pointer(shares), _threads(x),
+    )  # fmt: skip
+    return out
+
+
+def mix_backward(
+    x: Tensor, grad: Tensor, steps: Tensor, ranges: Sequence[tuple[int, int]], shares: Tensor, leading: int
+) -> tuple[Tensor, Sums]:
+    """Returns the gradient of the input of `mix`, and sums over ``leading`` values: ``change`` has a row per step."""
+    library = _library()
+    assert library is not None
+    steps, shares = steps.detach().contiguous(), shares.detach().float().contiguous()
+    inverses, grad_x, candidates, rows = 1 / steps, torch.empty_like(x), len(ranges), steps[0].numel()
+    columns = x.numel() // rows
+    partial = torch.empty(library.ddq_blocks(rows, columns) * 2 * candidates, dtype=torch.float64)
+    change, dots = torch.empty(steps.shape, dtype=torch.float64), torch.empty(candidates, dtype=torch.float64)
+    lows, highs = _tables(ranges)
+    library.ddq_mix_backward(
+        _pointer(x), _pointer(grad), _pointer(grad_x), rows, columns, leading // rows, candidates, _pointer(inverses),
+        _pointer(steps), lows, highs, _pointer(shares), _pointer(partial), _pointer(change), _pointer(dots),
+        _threads(x),
+    )  # fmt: skip
+    return grad_x, Sums(change.to(steps.dtype), dots.to(steps.dtype))
+
+
+def _tables(ranges: Sequence[tuple[int, int]]) -> tuple[ctypes.Array[ctypes.c_float], ctypes.Array[ctypes.c_float]]:
+    floats = ctypes.c_float * len(ranges)
+    return floats(*(low for low, _ in ranges)), floats(*(high for _, high in ranges))
 
 
 def dense(x: Tensor) -> bool:
@@ -183,6 +221,15 @@ def _library() -> ctypes.CDLL | None:
             table, table, real, pointer, pointer, pointer, number,
         ]  # fmt: skip
         library.ddq_backward.restype = None
+        library.ddq_mix_forward.argtypes = [
+            pointer, pointer, count, count, number, pointer, pointer, table, table, pointer, number,
+        ]  # fmt: skip
+        library.ddq_mix_forward.restype = None
+        library.ddq_mix_backward.argtypes = [
+            pointer, pointer, pointer, count, count, count, number, pointer, pointer, table, table, pointer, pointer,
+            pointer, pointer, number,
+        ]  # fmt: skip
+        library.ddq_mix_backward.restype = None
     except (OSError, subprocess.SubprocessError, AttributeError):
         return None
     return library

@@ -52,7 +52,7 @@ def _aligned(step: Tensor, x: Tensor) -> Tensor:
     return step.reshape(-1, *([1] * (x.ndim - 1))) if step.ndim else step
 
 
-def _inside(grad: Tensor, x: Tensor, step: Tensor, grid: Grid | None) -> Tensor:
+def inside_range(grad: Tensor, x: Tensor, step: Tensor, grid: Grid | None) -> Tensor:
     """Returns ``grad`` where ``x`` falls inside the clipping window, 0 elsewhere."""
     if grid is None:
         return grad
@@ -134,25 +134,25 @@ class PlainPasses(torch.autograd.Function):
         """Returns the gradients of the input, the log steps and ``c``."""
         x, steps, out = ctx.saved_tensors
         grid = ctx.grids[ctx.choice]
-        grad_x = _inside(grad, x, steps[ctx.choice], grid)
+        grad_x = inside_range(grad, x, steps[ctx.choice], grid)
         per_row = steps.ndim == 2
         size, scale = ctx.leading
         part_x, part_grad, part_inside = x[:size], grad[:size], grad_x[:size]
         chosen = out[:size]
         if ctx.correction:
             part_grad = part_grad + ctx.correction * (chosen - part_x)
-            part_inside = _inside(part_grad, part_x, steps[ctx.choice], grid)
+            part_inside = inside_range(part_grad, part_x, steps[ctx.choice], grid)
         grad_steps = torch.zeros_like(steps)
         if grid is not None:
             if per_row:
                 change = (part_grad * chosen - part_inside * part_x).flatten(1).sum(1)
             else:
-                change = _dot(part_grad, chosen) - _dot(part_inside, part_x)
+                change = inner_product(part_grad, chosen) - inner_product(part_inside, part_x)
             grad_steps[ctx.choice] = scale * change
         grad_cumulative = None
         if ctx.gated and ctx.needs_input_grad[3]:
             dots = [
-                _dot(part_grad, chosen if k == ctx.choice else fake_quantize(part_x, steps[k], other))
+                inner_product(part_grad, chosen if k == ctx.choice else fake_quantize(part_x, steps[k], other))
                 for k, other in enumerate(ctx.grids)
             ]
             grad_cumulative = scale * torch.stack(dots).diff()
@@ -207,7 +207,8 @@ class FusedPasses(torch.autograd.Function):
         return grad_x, grad_steps, None, ctx.factor * sums.dots.diff() if gated else None, None, None, None
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """Returns ``Σ a b``."""
     if a.stride() == b.stride():
         if a.is_contiguous():
             return torch.dot(a.reshape(-1), b.reshape(-1))

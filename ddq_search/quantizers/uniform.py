@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ddq_search.precision import FLOAT_BITS, ActivationGrid, activation_code_range, weight_code_range
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightNumbers, WeightQuantizer
+from ddq_search.quantizers.mixing import MixPasses
 from ddq_search.quantizers.registry import Family
 from ddq_search.quantizers.straight_through import Estimate, Grid, codes, quantize_with_gates
 
@@ -65,6 +66,15 @@ class UniformQuantizer(Quantizer):
         statistic = self.statistic(x)
         estimate = Estimate(self.gradient_share, self.correction, self.overwrites_input, self.overwrites_gradient)
         return quantize_with_gates(x, self.log_steps, statistic, cumulative, tuple(self.grids), choice, estimate)
+
+    def mix(self, x: Tensor, shares: Tensor) -> Tensor:
+        """As the contract says; one fused autograd function unless float32 is among the candidates."""
+        grids = tuple(grid for grid in self.grids if grid is not None)
+        if len(grids) < len(self.grids):
+            return super().mix(x, shares)
+        return MixPasses.apply(  # type: ignore[no-any-return]
+            x, self.log_steps, self.statistic(x), shares, grids, self.gradient_share
+        )
 
     @torch.no_grad()
     def take(self, other: UniformQuantizer) -> None:
