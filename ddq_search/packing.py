@@ -53,13 +53,19 @@ def point_bytes(rows: int, row_length: int, bits: int) -> int:
     return weight_bytes(rows, row_length, bits) + rows * RATIO_BYTES
 
 
-def layer_bytes(rows: int, row_length: int, bits: int, *, codebook: bool = False) -> int:
+def layer_bytes(rows: int, row_length: int, bits: int, *, codebook: bool = False, points: int = 0) -> int:
     """Returns the flash bytes of a convolution or linear layer: packed weights plus per-channel constants.
 
-    ``codebook``: the weights are indices into levels that are stored with them.
+    Args:
+        rows: output channels.
+        row_length: weights per output channel.
+        bits: of the weights; float32 weights have neither levels nor points.
+        codebook: the weights are indices into levels that are stored with them.
+        points: number of further points of multipoint weights, each of the same bits.
     """
     per_row = BIAS_BYTES if bits == FLOAT_BITS else CHANNEL_BYTES
-    return weight_bytes(rows, row_length, bits) + rows * per_row + codebook * codebook_bytes(bits)
+    further = 0 if bits == FLOAT_BITS else points * point_bytes(rows, row_length, bits)
+    return weight_bytes(rows, row_length, bits) + further + rows * per_row + codebook * codebook_bytes(bits)
 
 
 def activation_bytes(elements: int, bits: int) -> int:

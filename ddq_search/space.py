@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ddq_search.errors import SpaceError
@@ -79,12 +79,15 @@ class SearchSpace:
     """patterns that matched nothing"""
     codebook_weights: frozenset[str] = frozenset()
     """names of the weight variables whose levels are non-uniform: their weights are stored with a codebook"""
+    further_points: Mapping[str, int] = field(default_factory=dict)
+    """weight variable → number of further points of its multipoint weights, stored at the same bits"""
 
     def __post_init__(self) -> None:
         weights = {variable.name for variable in self.variables if variable.role == "weights"}
-        foreign = sorted(self.codebook_weights - weights)
-        if foreign:
-            raise SpaceError(f"{foreign[0]!r} has a codebook but is no weight variable of the search space")
+        for names, what in ((self.codebook_weights, "a codebook"), (self.further_points, "further points")):
+            foreign = sorted(set(names) - weights)
+            if foreign:
+                raise SpaceError(f"{foreign[0]!r} has {what} but is no weight variable of the search space")
 
     def __getitem__(self, name: str) -> Variable:
         for variable in self.variables:

@@ -1,7 +1,7 @@
 """Bytes of a policy, the same for every device: flash as the serializer writes it, RAM as the planner lays it out.
 
-Flash: packed weights once per weight tensor (with their levels where these are non-uniform), bias, multiplier and
-shift per channel for every *use* of it, a table per activation function; everything else is zero and has no factor.
+Flash: packed weights once per weight tensor (with their levels or further points where they have any), bias, multiplier
+and shift per channel for every *use* of it, a table per activation function; everything else is zero and has no factor.
 
 Peak RAM: per schedule step, the bytes of every live tensor and of the step's scratch, see `hardware_models.memory`.
 """
@@ -33,8 +33,11 @@ def flash_factors(graph: ModelGraph, space: SearchSpace) -> Iterator[Factor]:
             yield Factor(FLASH, op.name, "constants", (), np.array(float(op.rows * CHANNEL_BYTES)))
             continue
         priced.add(weights)
-        codebook = weights in space.codebook_weights
-        sizes = [layer_bytes(op.rows, op.row_length, b, codebook=codebook) for b in space[weights].candidates]
+        codebook, points = weights in space.codebook_weights, space.further_points.get(weights, 0)
+        sizes = [
+            layer_bytes(op.rows, op.row_length, bits, codebook=codebook, points=points)
+            for bits in space[weights].candidates
+        ]
         yield Factor(FLASH, op.name, "weights", (weights,), np.array(sizes, dtype=np.float64))
 
 
