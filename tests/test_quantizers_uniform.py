@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 
@@ -109,27 +107,3 @@ def test_state_carries_the_zero_points():
     fresh.load_state_dict(trained.state_dict())
     assert fresh.grids == trained.grids
     assert fresh.grid(1) == trained.grid(1)
-
-
-# -- the paper's projector, as documentation ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
-def test_ordered_gates_compose_to_an_averaging_projector(bits):
-    """U = U_1 ⊗ … ⊗ U_b with s open gates averages 2^(b−s) adjacent levels: U never needs to be built."""
-    levels = torch.rand(2**bits, generator=torch.Generator().manual_seed(bits), dtype=torch.float64).sort().values
-    for opened in range(bits + 1):
-        gates = [1] * opened + [0] * (bits - opened)
-        factors = [torch.eye(2, dtype=torch.float64) if g else torch.ones(2, 2, dtype=torch.float64) for g in gates]
-        u = functools.reduce(torch.kron, factors)
-        projector = u / u.sum(1, keepdim=True)
-        torch.testing.assert_close(projector @ projector, projector)
-        assert torch.equal(projector, projector.T)
-        merged = levels.reshape(2**opened, -1).mean(1)
-        torch.testing.assert_close(projector @ levels, merged.repeat_interleave(2 ** (bits - opened)))
-
-
-def test_gates_out_of_order_do_not_average_neighbours():
-    eye, ones = torch.eye(2), torch.ones(2, 2)
-    u = torch.kron(ones, eye)
-    assert u[0].tolist() == [1, 0, 1, 0]  # levels 0 and 2, not neighbours: hence the ordering

@@ -21,7 +21,7 @@ from ddq_search.quantizers.contract import ActivationQuantizer, WeightQuantizer
 GROUP = "ddq_search.quantizers"
 """Group of the entry points."""
 
-_MODULES = ("uniform",)
+_MODULES = ("uniform", "levels", "calibrations", "multipoint", "lsq", "pact", "dorefa")
 """Modules of this package that define ``FAMILIES``."""
 
 
@@ -35,6 +35,7 @@ class Family:
         weights: called with ``(candidates, rows)``; None where the algorithm is for activations only.
         activations: called with ``(candidates, nonnegative)``; None where it is for weights only.
         codebook: weight codes are indices into int8 levels, which are stored with them.
+        points: number of further points of multipoint weights (`ddq_search.discrete.Point`), each of the same bits.
         uniform_activations: activations lie on an affine grid, so integer programs can run them.
         trained: steps or levels are learned; otherwise calibration alone sets them.
     """
@@ -44,6 +45,7 @@ class Family:
     weights: Callable[[tuple[int, ...], int], WeightQuantizer] | None = None
     activations: Callable[[tuple[int, ...], bool], ActivationQuantizer] | None = None
     codebook: bool = False
+    points: int = 0
     uniform_activations: bool = True
     trained: bool = True
 
