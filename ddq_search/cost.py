@@ -25,8 +25,10 @@ from ddq_search.space import Legality, SearchSpace
 
 LATENCY, FLASH, PEAK_RAM = "latency_s", "flash_bytes", "peak_ram_bytes"
 BIT_OPERATIONS, ENERGY = "bit_operations", "energy_j"
-PRICED_AT_ONCE = 2048
-"""Policies priced in one block by `CostTables.price_many`; bounds memory, not results."""
+PRICED_AT_ONCE = (256, 2048)
+"""Fewest and most policies in one block of `CostTables.price_many`; bounds memory, not results."""
+PRICED_CHOICES = 2**18
+"""Choices, policies x variables, in such a block: what a processor's cache holds with the entries they lead to."""
 COSTS = (LATENCY, FLASH, PEAK_RAM, BIT_OPERATIONS, ENERGY)
 
 
@@ -167,7 +169,9 @@ class CostTables:
             raise CostError(f"choices {choices.shape} are not [N, {len(sizes)}] indices of candidates")
         wanted = self.costs if costs is None else tuple(costs)
         certain = torch.from_numpy(np.ascontiguousarray(choices, dtype=np.int64))
-        parts = [self._look_up(block, wanted) for block in certain.split(PRICED_AT_ONCE)]
+        fewest, most = PRICED_AT_ONCE
+        size = min(most, max(fewest, PRICED_CHOICES // len(sizes)))
+        parts = [self._look_up(block, wanted) for block in certain.split(size)]
         return {cost: torch.cat([part[cost] for part in parts]).numpy() for cost in wanted}
 
     def _look_up(self, choices: torch.Tensor, costs: Sequence[str]) -> dict[str, torch.Tensor]:
