@@ -39,19 +39,24 @@ Codes = NDArray[Any]
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 
-def run(program: IntegerProgram, codes: NDArray[np.integer], *, chunk: int = 16) -> dict[str, Codes]:
+def run(
+    program: IntegerProgram, codes: NDArray[np.integer], *, chunk: int = 16, by_code: bool = False
+) -> dict[str, Codes]:
     """Returns the codes of every tensor, step name → ``[N, ...]`` uint8, or uint16 on grids of 16 bits.
 
     Args:
         program: what to execute.
         codes: ``[N, ...]`` codes on the grid of the program's input.
         chunk: samples executed at a time; changes memory, not results.
+        by_code: compute layers with a codebook as DDQ does, ``y = Σ_k level_k S_k``, where ``S_k`` is the sum of the
+            inputs whose weight has code k: one multiplication per code. Changes time, not results.
 
     Raises:
         VerificationError: the codes do not fit the input, or an accumulator left int32.
     """
     _check_codes(program.input, codes)
-    parts = [_run_chunk(program, codes[i : i + chunk].astype(np.int64)) for i in range(0, max(len(codes), 1), chunk)]
+    starts = range(0, max(len(codes), 1), chunk)
+    parts = [_run_chunk(program, codes[i : i + chunk].astype(np.int64), by_code) for i in starts]
     return {step.name: np.concatenate([part[step.name] for part in parts]) for step in program.steps}
 
 
@@ -83,7 +88,7 @@ def _check_codes(tensor: Tensor, codes: NDArray[np.integer]) -> None:
         raise VerificationError(f"input codes leave the range {low} … {high} of the input's grid")
 
 
-def _run_chunk(program: IntegerProgram, codes: Integers) -> dict[str, Codes]:
+def _run_chunk(program: IntegerProgram, codes: Integers, by_code: bool) -> dict[str, Codes]:
     values: dict[str, Codes] = {}
     for step in program.steps:
         if isinstance(step, Input):
@@ -91,17 +96,16 @@ def _run_chunk(program: IntegerProgram, codes: Integers) -> dict[str, Codes]:
         else:
             sources = [program.tensors[name] for name in step.inputs]
             x = [values[name].astype(np.int64) for name in step.inputs]
-            result = _execute(step, program.tensors[step.name], sources, x)
+            result = _execute(step, program.tensors[step.name], sources, x, by_code)
         wide = program.tensors[step.name].grid.bits > 8
         values[step.name] = result.astype(np.uint16 if wide else np.uint8)
     return values
 
 
-def _execute(step: Step, output: Tensor, sources: list[Tensor], x: list[Integers]) -> Integers:
+def _execute(step: Step, output: Tensor, sources: list[Tensor], x: list[Integers], by_code: bool = False) -> Integers:
     zero_points = [source.grid.zero_point for source in sources]
     if isinstance(step, Weighted):
-        centred = x[0] - zero_points[0]
-        acc = _convolve(step, centred) if step.kind == "conv2d" else _matrix_product(step, centred)
+        acc = _accumulate(step, x[0] - zero_points[0], by_code)
         per_channel = (-1, 1, 1) if step.kind == "conv2d" else (-1,)
         acc = acc + step.bias.astype(np.int64).reshape(per_channel)
         acc = _within(step.name, acc, WIDE_ACCUMULATOR_MAX) if step.rounding == "reduced" else _int32(step.name, acc)
@@ -131,9 +135,18 @@ def _execute(step: Step, output: Tensor, sources: list[Tensor], x: list[Integers
     return _move(step, output, x)
 
 
-def _convolve(step: Weighted, centred: Integers) -> Integers:
+def _accumulate(step: Weighted, centred: Integers, by_code: bool) -> Integers:
+    """Sum of products, ``[N, rows, ...]``; ``centred`` is ``x − zp``."""
+    products = _convolve if step.kind == "conv2d" else _matrix_product
+    if step.codebook is None or not by_code:
+        return products(step, centred, step.weights.astype(np.int64))
+    sums = (products(step, centred, (step.codes == code).astype(np.int64)) for code in range(step.codebook.size))
+    return np.asarray(sum(int(level) * inputs for level, inputs in zip(step.codebook, sums, strict=True)))
+
+
+def _convolve(step: Weighted, centred: Integers, weights: Integers) -> Integers:
     """Sum over each window, ``[N, rows, H_out, W_out]``; ``centred`` is ``x − zp``, so padding is zero."""
-    rows, depth, height, width = step.weights.shape
+    rows, depth, height, width = weights.shape
     (top, bottom, left, right), (down, across) = step.padding, step.dilation
     padded = np.pad(centred, ((0, 0), (0, 0), (top, bottom), (left, right)))
     extent = ((height - 1) * down + 1, (width - 1) * across + 1)
@@ -141,13 +154,13 @@ def _convolve(step: Weighted, centred: Integers) -> Integers:
     windows = windows[:, :, :: step.stride[0], :: step.stride[1], ::down, ::across]
     samples, _, out_h, out_w = windows.shape[:4]
     columns = windows.transpose(0, 1, 4, 5, 2, 3).reshape(samples, step.groups, depth * height * width, out_h * out_w)
-    weights = step.weights.astype(np.int64).reshape(step.groups, rows // step.groups, depth * height * width)
-    acc = np.stack([_products(weights[g], columns[:, g]) for g in range(step.groups)], axis=1)
+    grouped = weights.reshape(step.groups, rows // step.groups, depth * height * width)
+    acc = np.stack([_products(grouped[g], columns[:, g]) for g in range(step.groups)], axis=1)
     return acc.reshape(samples, rows, out_h, out_w)
 
 
-def _matrix_product(step: Weighted, centred: Integers) -> Integers:
-    return np.asarray(np.einsum("nk,ok->no", centred, step.weights.astype(np.int64)))
+def _matrix_product(step: Weighted, centred: Integers, weights: Integers) -> Integers:
+    return np.asarray(np.einsum("nk,ok->no", centred, weights))
 
 
 def _products(weights: Integers, columns: Integers) -> Integers:
