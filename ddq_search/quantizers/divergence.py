@@ -46,7 +46,7 @@ def divergences(counts: NDArray[np.float64], kept: NDArray[np.int64], steps: int
     """Returns ``KL(P‖Q)`` for every number of kept bins, all at once; infinite where Q lacks what P has."""
     total = counts.sum()
     mass, filled, logs = (_cumulated(part) for part in (counts, counts > 0, _times_log(counts)))
-    edges = np.ceil((np.arange(1, steps + 1) - 0.5) * (kept[:, None] / steps) - 0.5).astype(np.int64)
+    edges = -((steps - (2 * np.arange(1, steps + 1) - 1) * kept[:, None]) // (2 * steps))  # ⌈(c − ½) kept/steps − ½⌉
     edges = np.concatenate([np.zeros_like(kept)[:, None], edges.clip(0, kept[:, None]), kept[:, None]], 1)
     cells, spread = np.diff(mass[edges], axis=1), np.diff(filled[edges], axis=1)
     beyond, last = total - mass[kept], counts[kept - 1]

@@ -185,11 +185,12 @@ class LsqPlusActivations(LsqActivations):
 
     @torch.no_grad()
     def _round_offsets(self) -> None:
-        """Sets the zero points to the whole numbers of steps nearest to ``−β``, code 0 … p."""
-        points = (-self.offsets * self.ranges / self.log_steps.exp()).round().tolist()
+        """Keeps 0 within the levels, and sets the zero points to the whole numbers of steps nearest to ``−β``."""
+        units = self.ranges / self.log_steps.exp()
         for k, bits in enumerate(self.candidates):
             if bits != FLOAT_BITS:
-                self.zero_points[k] = int(min(max(points[k], 0), activation_code_range(bits)[1]))
+                self.offsets[k].clamp_(-activation_code_range(bits)[1] / units[k].item(), 0.0)
+        self.zero_points.copy_((-self.offsets * units).round())
         self._set_grids()
 
     def _grid(self, choice: int) -> Grid:
