@@ -22,6 +22,14 @@ Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = float | str
+Method = Literal[
+    "ddq", "dq", "dqss", "edmips", "bayesian-bits", "fracbits",
+    "lsq-uniform", "random", "random-search", "greedy", "ilp", "hawq-ilp", "nsga2", "rusci",
+]  # fmt: skip
+Baseline = Literal["lsq-uniform", "random", "random-search", "greedy", "ilp", "hawq-ilp", "nsga2", "rusci"]
+
+_PLACES: dict[str, Any] = {"out": True, "training": {"device", "compile"}}
+"""Where a run is computed and kept, which is no part of what is asked for."""
 
 
 class _Section(BaseModel):
@@ -112,10 +120,6 @@ class TrainingConfig(_Section):
     calibration_batches: Positive = 4
     norm_batches: Positive = 40
     threads: Positive | None = None
-
-
-class SearchConfig(_Section):
-    """How the joint search spreads its points, and how gradients are estimated.
     device: str = "cpu"
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     compile: bool = False
@@ -127,20 +131,32 @@ class SearchConfig(_Section):
             raise ValueError("expected cpu, cuda, cuda:0, cuda:1, … or mps")
         return device
 
+
+class SearchConfig(_Section):
+    """Which method searches, how it spreads its points, and how gradients are estimated.
+
+    ``weight_quantizers`` and ``activation_quantizers`` name quantizer families; the method's own where empty.
+
     When fewer than ``front_points`` of the points within the budgets end on the front, up to ``extra_points`` more
     policies are fine-tuned in its gaps. ``baselines`` are further ways of choosing policies that the search is compared
-    with at equal training. ``mode = "ptq"`` trains no weights and needs no labels: gates and quantizer steps follow the
-    distance to the float model's output on ``ptq_images`` calibration images. ``solve_steps`` are the gate steps where
-    weights stay as they are.
+    with at equal training; ``evaluations`` is how many policies ``nsga2`` and ``random-search`` look at untrained,
+    ``hessian_vectors`` how many random vectors ``hawq-ilp`` takes per batch and tensor. ``mode = "ptq"`` trains no
+    weights and needs no labels: gates and quantizer steps follow the distance to the float model's output on
+    ``ptq_images`` calibration images. ``solve_steps`` are the gate steps where weights stay as they are.
     """
 
+    method: Method = "ddq"
     mode: Literal["joint", "ptq"] = "joint"
+    weight_quantizers: tuple[str, ...] = ()
+    activation_quantizers: tuple[str, ...] = ()
     points: Positive = 16
     front_points: Positive = 8
     extra_points: Annotated[int, Field(ge=0)] = 16
     relaxed_points: Annotated[int, Field(ge=0)] = 4
     uniform: tuple[tuple[int, int], ...] = ((8, 8), (4, 8), (4, 4), (2, 8), (2, 2))
-    baselines: tuple[Literal["random", "greedy", "ilp"], ...] = ()
+    baselines: tuple[Baseline, ...] = ()
+    evaluations: Positive = 200
+    hessian_vectors: Positive = 4
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     gate_start: Annotated[float, Field(gt=-1, lt=1)] = 0.6
     solve_steps: Positive = 100
@@ -162,6 +178,10 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
 
+    def asked(self) -> dict[str, Any]:
+        """Returns what decides a run's result: everything but the output path and where training is computed."""
+        return self.model_dump(mode="json", exclude=_PLACES)
+
     def fingerprint(self, *more: str) -> str:
         """Returns a hash of what is asked for: everything but the output path and where training is computed."""
         document = json.dumps([self.asked(), more], sort_keys=True)
@@ -169,10 +189,6 @@ class RunConfig(_Section):
 
     def to_toml(self) -> str:
         """Returns the resolved configuration as TOML."""
-    def asked(self) -> dict[str, Any]:
-        """Returns what decides a run's result: everything but the output path and where training is computed."""
-        return self.model_dump(mode="json", exclude=_PLACES)
-
         return tomlkit.dumps(_without_none(self.model_dump(mode="json")))
 
 

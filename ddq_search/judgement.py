@@ -78,7 +78,7 @@ class Front:
             "model": problem.config.model.name,
             "data": problem.source.name,
             "seed": problem.config.seed,
-            "method": "ddq",
+            "method": problem.config.search.method,
             "task": {
                 "metric": problem.task.metric,
                 "direction": problem.task.direction,

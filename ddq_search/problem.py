@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from ddq_search.evaluation import IntegerEvaluator
 from ddq_search.feasibility import Pricing, require_feasible
 from ddq_search.graph import ModelGraph, to_json
 from ddq_search.integer.lowering import lower
+from ddq_search.methods import quantizers_of
 from ddq_search.policy import Policy
+from ddq_search.quantizers.choice_of_families import UNIFORM, Quantizers
 from ddq_search.space import Rule, SearchSpace, build_space
 from ddq_search.supernet import Supernet
 from ddq_search.task import Classification, DataSource, Measure, Split, Task, measure
@@ -76,6 +78,7 @@ class Problem:
         return Supernet(
             self.model, self.graph, self.space, sets=sets, input_grid=self.source.input_grid,
             gradient_share=self.config.search.gradient_share, gate_start=self.config.search.gate_start,
+            quantizers=quantizers_of(self.config.search),
         )  # fmt: skip
 
 
@@ -89,18 +92,26 @@ def pose(
         BudgetError: no policy meets the budgets.
     """
     example = torch.zeros(2, *source.input_shape)
-    graph, space, pricing, budgets = price_model(model, example, device, config.space, config.budgets)
+    quantizers = quantizers_of(config.search)
+    graph, space, pricing, budgets = price_model(model, example, device, config.space, config.budgets, quantizers)
     return Problem(config, model, source, graph, space, pricing, budgets, task or Classification())
 
 
 def price_model(
-    model: nn.Module, example: Tensor, device: CostModel, space_config: SpaceConfig, budget_config: BudgetConfig
-) -> tuple[ModelGraph, SearchSpace, Pricing, dict[str, float]]:
+    model: nn.Module, example: Tensor, device: CostModel, space_config: SpaceConfig, budget_config: BudgetConfig,
+    quantizers: Quantizers = UNIFORM,
+) -> tuple[ModelGraph, SearchSpace, Pricing, dict[str, float]]:  # fmt: skip
     """Returns a model's graph, search space, pricing and resolved budgets; raises as `pose` does."""
     graph = trace(model, example)
     rules = [Rule(p, tuple(bits) if isinstance(bits, list) else (bits,)) for p, bits in space_config.pins.items()]
     space = build_space(
         graph, device, weight_bits=space_config.weight_bits, activation_bits=space_config.activation_bits, rules=rules
+    )
+    weights = [variable.name for variable in space.variables if variable.role == "weights"]
+    space = replace(
+        space,
+        codebook_weights=frozenset(weights if quantizers.codebook else ()),
+        further_points=dict.fromkeys(weights, quantizers.points) if quantizers.points else {},
     )
     pricing = Pricing.build(graph, device, CostTables(space, device.factors(graph, space)))
     budgets = {wish.cost: wish.resolve(pricing.reference) for wish in budget_config.wishes()}

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from ddq_search.batches import SameBatches
 from ddq_search.errors import ConfigError
-from ddq_search.judgement import Front
+from ddq_search.judgement import Candidate, Front
+from ddq_search.methods import INFERRING, MIXING
+from ddq_search.policy import Policy
 from ddq_search.problem import STATISTICS_EPOCH, Problem, inputs
 from ddq_search.record import RunDirectory
+from ddq_search.relaxed import search_relaxed
 from ddq_search.stages import Stages, begin
+from ddq_search.supernet import Supernet
 from ddq_search.training import Progress, Silent
 
 
@@ -23,7 +27,23 @@ def ptq(problem: Problem, record: RunDirectory, progress: Progress | None = None
         ConfigError: fewer calibration images than one batch.
         RunError: a checkpoint or file cannot be used.
     """
-    progress = progress or Silent()
+    stages, teacher = _prepared(problem, record, progress or Silent())
+    if problem.config.search.method in (*MIXING, *INFERRING):
+        return search_relaxed(stages, teacher, problem.config.search.method)
+    net = _calibrated(stages, teacher)
+    return stages.conclude(stages.train_gates(net, teacher, problem.config.search.solve_steps), teacher)
+
+
+def quantize_policy(
+    problem: Problem, record: RunDirectory, policy: Policy, progress: Progress | None = None
+) -> Candidate:
+    """Quantizes the float model at one given policy as `ptq` does its own, without a search; raises as `ptq` does."""
+    stages, teacher = _prepared(problem, record, progress or Silent())
+    return stages.finetune(policy, _calibrated(stages, teacher), teacher)
+
+
+def _prepared(problem: Problem, record: RunDirectory, progress: Progress) -> tuple[Stages, Supernet]:
+    """Returns the stages, which see the calibration images alone, and the float model."""
     begin(problem, record, progress)
     training = problem.config.training
     batches = problem.config.search.ptq_images // training.batch_size
@@ -41,8 +61,13 @@ def ptq(problem: Problem, record: RunDirectory, progress: Progress | None = None
     )
     calibration = SameBatches(problem.source, STATISTICS_EPOCH, batches)
     stages = Stages(problem, record, progress, settings=settings, calibration=calibration)
-    teacher = stages.train_float()
+    return stages, stages.train_float()
+
+
+def _calibrated(stages: Stages, teacher: Supernet) -> Supernet:
+    """Returns a supernet of the float model's weights, its quantizers set on the calibration images."""
+    problem = stages.problem
     net = problem.placed_supernet()
     net.model.load_state_dict(teacher.model.state_dict())
-    net.calibrate(inputs(problem, settings.calibration_batches))
-    return stages.conclude(stages.train_gates(net, teacher, problem.config.search.solve_steps), teacher)
+    net.calibrate(inputs(problem, stages.settings.calibration_batches))
+    return net

@@ -12,12 +12,17 @@
 
 from __future__ import annotations
 
-from ddq_search.baselines import run_baselines
+from ddq_search import distributed
+from ddq_search.baselines import KINDS, run_baselines, run_method
 from ddq_search.judgement import Front
+from ddq_search.methods import INFERRING, MIXING
 from ddq_search.problem import Problem
 from ddq_search.ptq import ptq
 from ddq_search.record import RunDirectory
+from ddq_search.relaxed import search_relaxed
+from ddq_search.solve import refuse_solved
 from ddq_search.stages import Stages, begin
+from ddq_search.supernet import Supernet
 from ddq_search.training import Progress, Silent
 
 
@@ -25,15 +30,24 @@ def search(problem: Problem, record: RunDirectory, progress: Progress | None = N
     """Runs or resumes a search to its end and writes its results into the run directory.
 
     Raises:
-        RunError: training diverged, or a checkpoint or file cannot be used.
+        RunError: training diverged, a checkpoint or file cannot be used, or the directory holds a solved run.
     """
+    distributed.from_first(lambda: refuse_solved(record))
     if problem.config.search.mode == "ptq":
         return ptq(problem, record, progress)
     progress = progress or Silent()
     begin(problem, record, progress)
     stages = Stages(problem, record, progress)
     teacher = stages.train_float()
-    front = stages.conclude(stages.train_jointly(teacher), teacher)
+    front = _front(stages, teacher, problem.config.search.method)
     if problem.config.search.baselines:
         run_baselines(stages, teacher, problem.config.search.baselines)
     return front
+
+
+def _front(stages: Stages, teacher: Supernet, method: str) -> Front:
+    if method in KINDS:
+        return run_method(stages, teacher, method)
+    if method in (*MIXING, *INFERRING):
+        return search_relaxed(stages, teacher, method)
+    return stages.conclude(stages.train_jointly(teacher), teacher)

@@ -58,7 +58,8 @@ def begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
     progress.note(f"latency of {problem.device.name} is {problem.device.calibration}")
 
 
-def _freeze(*modules: torch.nn.Module) -> None:
+def freeze(*modules: torch.nn.Module) -> None:
+    """Lets nothing in the modules be trained."""
     for module in modules:
         module.requires_grad_(False)
 
@@ -97,7 +98,8 @@ class Stages:
         self.compute = trainable_compute(self.settings)
         self.batches, self.frozen = calibration or problem.source, calibration is not None
 
-    def _train(self, phase: Phase, source: TrainingBatches | None = None) -> None:
+    def train(self, phase: Phase, source: TrainingBatches | None = None) -> None:
+        """Trains a phase on the run's batches, or on others."""
         run_phase(
             phase, source or self.batches, self.record, seed=self.problem.config.seed,
             batch_size=self.settings.batch_size, compute=self.compute, progress=self.progress,
@@ -111,7 +113,7 @@ class Stages:
         net = self.problem.placed_supernet()
         net.set_float()
         rate = self.settings.float_rate
-        self._train(self._weights_phase("float", net, self.settings.float_epochs, rate, None), self.source)
+        self.train(self._weights_phase("float", net, self.settings.float_epochs, rate, None), self.source)
         return net
 
     def train_baseline(self, teacher: Supernet) -> tuple[Supernet, Measure]:
@@ -126,25 +128,26 @@ class Stages:
         low = settings.finetune_rate / settings.joint_rate
         curve = SCHEDULES[settings.schedule]
         phase.schedule = lambda f: curve(f / share) if f < share else low * curve((f - share) / (1 - share))
-        self._train(phase)
+        self.train(phase)
         return net, self._measure_float(net, "validation")
 
     def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
         forward = CompiledForward(net, self.progress.note) if self.settings.compile else net
 
         def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
-            value = self._task_loss(forward(x), x, y, teacher)
+            value = self.task_loss(forward(x), x, y, teacher)
             return value, {"loss": f"{value.item():.3f}"}
 
-        phase = self._phase(name, net, [(self._weight_optimizer(net), rate)], loss, epochs)
+        phase = self.phase(name, net, [(self.weight_optimizer(net), rate)], loss, epochs)
         if self.settings.ema_decay:
             phase.averaged = moving_average(net, self.settings.ema_decay)
         return phase
 
-    def _phase(
+    def phase(
         self, name: str, net: Supernet, optimizers: list[tuple[torch.optim.Optimizer, float]], loss: BatchLoss,
         epochs: int,
     ) -> Phase:  # fmt: skip
+        """Returns a phase with the run's settings."""
         settings = self.settings
         return Phase(
             name, name, net, optimizers, loss, epochs, SCHEDULES[settings.schedule],
@@ -152,7 +155,8 @@ class Stages:
             loss_scale=self.compute.loss_scale(),
         )  # fmt: skip
 
-    def _task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
+    def task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
+        """Returns the loss of a batch, part of it the distance to the teacher's output."""
         weight, output = self.settings.distillation, output.float()
         if teacher is None or weight == 0:
             return self.task.loss(output, y)
@@ -162,7 +166,8 @@ class Stages:
         distance = self.task.distance(output, reference)
         return distance if weight == 1 else (1 - weight) * self.task.loss(output, y) + weight * distance
 
-    def _weight_optimizer(self, net: Supernet) -> torch.optim.Optimizer:
+    def weight_optimizer(self, net: Supernet) -> torch.optim.Optimizer:
+        """Returns the optimizer of a network's own parameters; biases and normalisation are not decayed."""
         decayed = [p for p in net.model.parameters() if p.ndim > 1]
         free = [p for p in net.model.parameters() if p.ndim <= 1]
         groups = [
@@ -182,11 +187,11 @@ class Stages:
         net.calibrate(inputs(self.problem, self.settings.calibration_batches))
         steps = self.settings.joint_epochs * self.source.train_batches(self.settings.batch_size)
         optimizers = [
-            (self._weight_optimizer(net), self.settings.joint_rate),
+            (self.weight_optimizer(net), self.settings.joint_rate),
             (torch.optim.Adam(net.quantizers.parameters()), self.settings.step_rate),
             self._gate_optimizer(net, steps),
         ]
-        self._train(self._gated_phase("joint", net, teacher, aims, optimizers, self.settings.joint_epochs))
+        self.train(self._gated_phase("joint", net, teacher, aims, optimizers, self.settings.joint_epochs))
         return _searched(net, aims)
 
     def train_gates(self, supernet: Supernet, teacher: Supernet, steps: int) -> Searched:
@@ -195,11 +200,11 @@ class Stages:
         aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
         net = self.problem.placed_supernet(sets=len(aims))
         net.adopt(supernet)
-        _freeze(net.model, net.quantizers)
+        freeze(net.model, net.quantizers)
         batches = FirstBatches(self.batches, steps)
         epochs = -(-steps // batches.train_batches(self.settings.batch_size))
         phase = self._gated_phase("gates", net, teacher, aims, [self._gate_optimizer(net, steps)], epochs)
-        self._train(phase, batches)
+        self.train(phase, batches)
         return _searched(net, aims)
 
     def policies(self, searched: Searched) -> list[Policy]:
@@ -255,14 +260,14 @@ class Stages:
             index = number % net.gates.sets
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             gates.sample(index, torch.rand(variables, generator=generator))
-            value = self._task_loss(net(x), x, y, teacher)
+            value = self.task_loss(net(x), x, y, teacher)
             shown = {"loss": f"{value.item():.3f}", "point": str(index)}
             for cost, limit in lagrangian.targets[index].items():
                 if gates.expected:
                     shown[LABELS[cost]] = f"{100 * gates.expected[cost][index].item() / limit:.0f}%"
             return value, shown
 
-        phase = self._phase(name, net, optimizers, loss, epochs)
+        phase = self.phase(name, net, optimizers, loss, epochs)
         phase.after_backward, phase.before_step, phase.after_step = gates.collect, gates.backward, gates.update
         phase.batch_leaves = gates.leaves
         phase.after_epoch = lambda epoch: gates.facts()
@@ -313,9 +318,9 @@ class Stages:
         phase.kind, phase.point = kind, policy.name
         phase.optimizers.append((torch.optim.Adam(net.quantizers.parameters()), rates[1]))
         if self.frozen:
-            _freeze(net.model)
+            freeze(net.model)
             del phase.optimizers[0]
-        self._train(phase)
+        self.train(phase)
         net.reestimate_norms(inputs(self.problem, self.settings.norm_batches))
         result = evaluate_policy(self.problem, net, policy, "validation")
         self.record.save_checkpoint(name, net.state_dict(), {"loss": result.loss, "score": result.score})

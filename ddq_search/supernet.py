@@ -1,17 +1,18 @@
 """The supernet: the user's model, executed along its graph, with a quantizer on every weight and tensor.
 
-Three modes:
+Four modes:
 
 - ``float``: no quantizer; computes what the model computes.
 - ``fixed``: every variable at one bitwidth (`set_policy`): quantization-aware training of one policy.
-- ``gated``: every variable at a sampled candidate, gates receive gradients (`sample`): the search.
+- ``gated``: every variable at a sampled candidate, gates receive gradients (`sample`): the search of DDQ.
+- ``mixed``: every variable as a weighted sum of its candidates (`mix`): other relaxations.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import PolicyError
 from ddq_search.graph import SAME_GRID, WEIGHTED, ModelGraph, Operation, inputs_of, operations
 from ddq_search.precision import FLOAT_BITS, ActivationGrid
+from ddq_search.quantizers.choice_of_families import UNIFORM, Quantizers
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightQuantizer
 from ddq_search.quantizers.gates import Gates, choose
-from ddq_search.quantizers.registry import family
 from ddq_search.space import SearchSpace
 
 _ON_GRID_ALREADY = SAME_GRID - {"avg_pool2d"}
@@ -57,7 +58,7 @@ class Supernet(nn.Module):
         input_grid: grid of the input tensor when its codes are known (raw pixels); calibrated otherwise.
         gradient_share: see `ddq_search.quantizers.straight_through`.
         gate_start: initial value of every gate, in (−1, 1).
-        families: quantizer families of weights and of activations.
+        quantizers: which quantizers its tensors get.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Supernet(nn.Module):
         input_grid: ActivationGrid | None = None,
         gradient_share: float = 0.25,
         gate_start: float = 0.6,
-        families: tuple[str, str] = ("uniform", "uniform"),
+        quantizers: Quantizers = UNIFORM,
     ) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
@@ -82,7 +83,7 @@ class Supernet(nn.Module):
         self._modules_by_path = dict(self.model.named_modules())
         self._row = {variable.name: row for row, variable in enumerate(space.variables)}
         self.gates = Gates([len(v.candidates) for v in space.variables], sets, gate_start)
-        self.quantizers = nn.ModuleList([self._quantizer(v.name, families) for v in space.variables])
+        self.quantizers = nn.ModuleList([self._quantizer(v.name, quantizers) for v in space.variables])
         for quantizer in self.quantizers:
             assert isinstance(quantizer, Quantizer)
             quantizer.gradient_share = gradient_share
@@ -93,20 +94,17 @@ class Supernet(nn.Module):
         self.mode = "float"
         self._choices: list[int] = [0] * len(space.variables)
         self._cumulative: tuple[Tensor, ...] | None = None
+        self._shares: tuple[Tensor, ...] = ()
         self._observed: dict[str, list[Tensor]] | None = None
         self.watch: Callable[[str, Tensor], None] | None = None
         """Told the operation and the real values of every tensor that a quantizer stands on."""
 
-    def _quantizer(self, name: str, families: tuple[str, str]) -> Quantizer:
+    def _quantizer(self, name: str, quantizers: Quantizers) -> Quantizer:
         variable = self.space[name]
         members = [self.graph.nodes[member]["operation"] for member in variable.members]
         if variable.role == "weights":
-            weights = family(families[0]).weights
-            assert weights is not None, "the configuration checks it"
-            return weights(variable.candidates, self._weight(members[0]).shape[0])
-        activations = family(families[1]).activations
-        assert activations is not None, "the configuration checks it"
-        return activations(variable.candidates, all(op.nonnegative for op in members))
+            return quantizers.for_weights(variable.candidates, self._weight(members[0]).shape[0])
+        return quantizers.for_activations(variable.candidates, all(op.nonnegative for op in members))
 
     def _allow_overwriting(self) -> None:
         """Tells quantizers of activations which tensors and gradients nobody else reads."""
@@ -178,6 +176,37 @@ class Supernet(nn.Module):
         self._cumulative = cumulative.unbind(0)
         self.mode = "gated"
 
+    def mix(self, shares: Tensor) -> None:
+        """Weighs the columns of every variable's quantizer: ``[V, C]``, rows sum to 1, zeros beyond its columns."""
+        self._shares, self._cumulative, self.mode = shares.unbind(0), None, "mixed"
+
+    def infer(self) -> None:
+        """Lets quantizers whose own parameters imply a bitwidth follow them, whatever the policy."""
+        self.set_policy({variable.name: variable.candidates[-1] for variable in self.space.variables})
+        for quantizer in self.tensor_quantizers():
+            quantizer.inferring = True
+
+    def inferred_probabilities(self) -> Tensor:
+        """Returns ``[V, K]`` float64, differentiable: what the quantizers' own parameters imply."""
+        width = max(len(variable.candidates) for variable in self.space.variables)
+        rows = []
+        for quantizer in self.tensor_quantizers():
+            implied = quantizer.probabilities()
+            assert implied is not None, "the method's quantizers imply bitwidths"
+            rows.append(F.pad(implied, (0, width - len(implied))))
+        return torch.stack(rows)
+
+    def settle(self) -> None:
+        """Ends `infer`: what the quantizers learned is carried over to every candidate."""
+        for quantizer in self.tensor_quantizers():
+            quantizer.settle()
+
+    def tensor_quantizers(self) -> Iterator[Quantizer]:
+        """Yields the quantizers in the order of the space's variables."""
+        for quantizer in self.quantizers:
+            assert isinstance(quantizer, Quantizer)
+            yield quantizer
+
     # -- forward ----------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,14 +233,19 @@ class Supernet(nn.Module):
 
     def _fake_quantize(self, variable: str, value: Tensor) -> Tensor:
         row = self._row[variable]
-        quantizer = self.quantizers[row]
-        gates = None
-        if self._cumulative is not None and len(self.space.variables[row].candidates) > 1:
-            gates = self._cumulative[row][: len(self.space.variables[row].candidates) - 1]
-        assert isinstance(quantizer, Quantizer)
         if torch.is_autocast_enabled(value.device.type):  # 16 bits would round codes
             with torch.autocast(value.device.type, enabled=False):
-                return quantizer.fake_quantize(value.float(), self._choices[row], gates)
+                return self._on_levels(row, value.float())
+        return self._on_levels(row, value)
+
+    def _on_levels(self, row: int, value: Tensor) -> Tensor:
+        quantizer = self.quantizers[row]
+        assert isinstance(quantizer, Quantizer)
+        if self.mode == "mixed":
+            return quantizer.mix(value, self._shares[row][: len(quantizer.columns)])
+        gates = None
+        if self._cumulative is not None and len(quantizer.candidates) > 1:
+            gates = self._cumulative[row][: len(quantizer.candidates) - 1]
         return quantizer.fake_quantize(value, self._choices[row], gates)
 
     def _compute(self, op: Operation, arguments: list[Tensor]) -> Tensor:

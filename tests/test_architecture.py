@@ -17,17 +17,17 @@ PACKAGES = ("ddq_search", *SATELLITES)
 FLOORS = (
     ("errors", "precision", "whole_files"),
     ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
-     "layer_shape", "schedule", "contraction"),
+     "layer_shape", "schedule", "contraction", "size_constraints"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
      "interchange", "quantizer_recipe", "training", "evaluation", "record", "config", "integer", "problem",
-     "gate_training", "distributed", "batch_statistics", "batches", "compute", "compilation", "loss_scale"),
-    ("search", "stages", "solve", "ptq", "baselines", "api", "tune", "export", "verify"),
+     "gate_training", "mixture_training", "methods", "distributed", "batch_statistics", "batches", "compute", "compilation", "loss_scale"),
+    ("search", "stages", "solve", "ptq", "baselines", "relaxed", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip
 """Parts of the core by floor, lowest first; ``tune_study`` lives where ``tune`` does."""
 
 DOORS = {
-    "optuna": ("ddq_search.tune",),
+    "optuna": ("ddq_search.tune", "ddq_search.baselines.nsga2"),
     "plotly": ("reports",),
     "onnx": ("ddq_search.export", "ddq_search.verify"),
     "onnxruntime": ("ddq_search.export", "ddq_search.verify"),

@@ -93,6 +93,7 @@ def search(
     set_: Settings = None,
     out: Annotated[Path | None, typer.Option("--out", help="run directory [default: runs/first]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
+    method: Annotated[str | None, typer.Option("--method", help="ddq, dq, dqss, edmips, … (docs/methods.md)")] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="joint, or ptq: no training of weights, no labels")] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="also train random, greedy and ILP policies, for the verdict")
@@ -103,6 +104,8 @@ def search(
 
     if mode is not None:
         set_ = [*(set_ or ()), f"search.mode={mode}"]
+    if method is not None:
+        set_ = [*(set_ or ()), f"search.method={method}"]
     if baselines:
         set_ = [*(set_ or ()), 'search.baselines=["random", "greedy", "ilp"]']
     flags = _flags(model, weights, data, device, latency, flash, peak_ram, seed)

@@ -47,12 +47,14 @@ class Quantizer(nn.Module, ABC):
         gradient_share: share of the batch on which an activation's step and gate gradients may be estimated.
         correction: weight λ of DDQ's gradient correction ``λ (x_q − x)``, for levels and gates only; families that
             have none ignore it.
+        inferring: the bitwidth follows the quantizer's own parameters instead of a choice, in families that imply one.
         overwrites_input: nothing else reads the tensor, so it may be quantized where it lies.
         overwrites_gradient: nothing else reads the gradient of the result.
     """
 
     gradient_share: float = 1.0
     correction: float = 0.0
+    inferring: bool = False
     overwrites_input: bool = False
     overwrites_gradient: bool = False
 
@@ -96,12 +98,21 @@ class Quantizer(nn.Module, ABC):
     def take(self, other: Any) -> None:
         """Takes over what another quantizer of this class learned for these candidates, all of which it has."""
 
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Candidate index of every column that `mix` weighs; more than one strategy may stand for a candidate."""
+        return tuple(range(len(self.candidates)))
+
     def probabilities(self) -> Tensor | None:
         """Returns ``[K]`` float64 where the quantizer's own parameters imply a bitwidth; None where gates choose."""
         return None
 
+    def settle(self, scores: Tensor | None = None) -> None:
+        """Ends a search in which the quantizer followed parameters of its own; nothing to do where it has none."""
+        self.inferring = False
+
     def mix(self, x: Tensor, shares: Tensor) -> Tensor:
-        """Returns ``Σ_k shares[k] x_q(k)``, differentiable in everything; ``shares`` is ``[K]``."""
+        """Returns the mixture of all `columns`, ``Σ_k shares[k] x_q(k)``, differentiable in everything."""
         total = torch.zeros_like(x)
         for choice, share in enumerate(shares.to(x.dtype).unbind()):
             total = total + share * self.fake_quantize(x, choice)

@@ -44,6 +44,11 @@ class UniformQuantizer(Quantizer):
         """Returns what the learned steps are relative to, without gradient; None for absolute steps."""
         return None
 
+    @property
+    def plain(self) -> bool:
+        """Whether values and gradients are those of this class, so that candidates may be mixed in one pass."""
+        return type(self).fake_quantize is UniformQuantizer.fake_quantize
+
     def steps(self, x: Tensor) -> Tensor:
         """Returns the step of every candidate for this tensor: ``[K]`` or ``[K, rows]``."""
         statistic = self.statistic(x)
@@ -68,9 +73,9 @@ class UniformQuantizer(Quantizer):
         return quantize_with_gates(x, self.log_steps, statistic, cumulative, tuple(self.grids), choice, estimate)
 
     def mix(self, x: Tensor, shares: Tensor) -> Tensor:
-        """As the contract says; one fused autograd function unless float32 is among the candidates."""
+        """As the contract says; one fused autograd function unless float32 or gradients of their own are in the way."""
         grids = tuple(grid for grid in self.grids if grid is not None)
-        if len(grids) < len(self.grids):
+        if len(grids) < len(self.grids) or not self.plain:
             return super().mix(x, shares)
         return MixPasses.apply(  # type: ignore[no-any-return]
             x, self.log_steps, self.statistic(x), shares, grids, self.gradient_share

@@ -1,0 +1,182 @@
+"""Methods that train one network per point of a front: EdMIPS, FracBits, Bayesian Bits, DQSS, Mixed Precision DNNs.
+
+Each aim of the front gets a network of its own, trained with its budgets from the float model for ``joint_epochs``
+(``search.solve_steps`` on frozen weights without labels in ``ptq`` mode), then the policy that the method ends at, made
+to keep every budget, and the same fine-tuning as any other policy. Budgets are kept by the augmented Lagrangian that
+DDQ uses here, so methods differ in their relaxations and quantizers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddq_search import front as fronts
+from ddq_search.batches import FirstBatches, TrainingBatches
+from ddq_search.errors import BudgetError
+from ddq_search.feasibility import Pricing
+from ddq_search.judgement import Front
+from ddq_search.lagrangian import AugmentedLagrangian
+from ddq_search.methods import INFERRING
+from ddq_search.mixture_training import InferredTraining, MixtureTraining, choice_facts
+from ddq_search.problem import inputs
+from ddq_search.quantizers.relaxations import Fractional, HardConcrete, Relaxation, Softmax
+from ddq_search.quantizers.strategies import StrategyQuantizer
+from ddq_search.stages import Stages, freeze
+from ddq_search.supernet import Supernet
+from ddq_search.training import Phase
+
+_COLDEST = 0.2
+"""Temperature at which the strategies of DQSS end, so that the mixture is near one of them."""
+
+
+def search_relaxed(stages: Stages, teacher: Supernet, method: str) -> Front:
+    """Trains, chooses, fine-tunes and judges; writes the front into the run directory.
+
+    Raises:
+        BudgetError: no policy keeps the budgets.
+        RunError: training diverged, or a checkpoint or file cannot be used.
+    """
+    problem, search = stages.problem, stages.problem.config.search
+    aims = fronts.aims(problem.pricing, problem.budgets, search.points, search.relaxed_points)
+    found: list[tuple[fronts.Origin, dict[str, int]]] = []
+    nets: list[Supernet] = []
+    for number, aim in enumerate(aims):
+        net, policy = _search_one(stages, teacher, method, number, aim, [bits for _, bits in found])
+        if policy is not None:
+            found.append((aim.origin, policy))
+            nets.append(net)
+    if not found:
+        raise BudgetError(f"{method}: found no policy within the budgets; this is a defect, please report it")
+    policies = stages.with_references(fronts.named(problem.pricing, found))
+    taken = [bits for _, bits in found]
+    source = [nets[taken.index(dict(p.bits))] if dict(p.bits) in taken else nets[0] for p in policies]
+    candidates = [stages.finetune(p, net, teacher) for p, net in zip(policies, source, strict=True)]
+    return stages.present(candidates, teacher)
+
+
+def relaxation_of(method: str, net: Supernet) -> Relaxation:
+    """Returns the fresh choices of a mixing method for a network."""
+    columns = [quantizer.columns for quantizer in net.tensor_quantizers()]
+    if method == "fracbits":
+        return Fractional(columns)
+    if method == "bayesian-bits":
+        return HardConcrete(columns)
+    return Softmax(columns, coldest=_COLDEST if method == "dqss" else 1.0)
+
+
+def _search_one(
+    stages: Stages, teacher: Supernet, method: str, number: int, aim: fronts.Aim, taken: list[dict[str, int]]
+) -> tuple[Supernet, dict[str, int] | None]:
+    """Returns the network trained for one aim and the policy it ends at, None where that is taken already."""
+    problem, settings = stages.problem, stages.settings
+    net = problem.placed_supernet()
+    net.model.load_state_dict(teacher.model.state_dict())
+    net.calibrate(inputs(problem, settings.calibration_batches))
+    batches = FirstBatches(stages.batches, problem.config.search.solve_steps) if stages.frozen else stages.batches
+    per_epoch = batches.train_batches(settings.batch_size)
+    epochs = -(-problem.config.search.solve_steps // per_epoch) if stages.frozen else settings.joint_epochs
+    optimizers = [] if stages.frozen else [(stages.weight_optimizer(net), settings.joint_rate)]
+    if stages.frozen:
+        freeze(net.model)
+    learned = [p for p in net.quantizers.parameters() if p.requires_grad]
+    if learned:
+        optimizers.append((torch.optim.Adam(learned), settings.step_rate))
+    limits = AugmentedLagrangian(
+        [aim.limits], penalty=problem.config.search.penalty, rate=problem.config.search.multiplier_rate
+    )
+    name = f"joint-{number:02d}"
+    if method in INFERRING:
+        phase = _inferring(stages, teacher, net, limits, stages.phase(name, net, optimizers, _unset, epochs))
+        scores = _inferred_scores(stages, phase, batches, net)
+    else:
+        relaxation = relaxation_of(method, net)
+        net.add_module("relaxation", relaxation)
+        rate = settings.gate_rate or min(0.1, max(0.004, 12 / max(epochs * per_epoch, 1)))
+        optimizers.append((torch.optim.Adam(relaxation.parameters(), betas=(0.9, 0.99)), rate))
+        phase = stages.phase(name, net, optimizers, _unset, epochs)
+        _mixing(stages, teacher, net, relaxation, limits, phase, epochs * per_epoch)
+        stages.train(phase, batches)
+        _settle(net, relaxation)
+        scores = relaxation.scores().cpu().numpy()
+        if isinstance(relaxation, Fractional):
+            rounded = _rounded_within(problem.pricing, relaxation, aim.limits)
+            if rounded is not None and rounded not in taken:
+                return net, rounded
+    return net, problem.pricing.most_likely(scores, aim.limits, taken)
+
+
+def _unset(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+    raise AssertionError("the loss of a phase is set before it runs")
+
+
+def _mixing(
+    stages: Stages, teacher: Supernet, net: Supernet, relaxation: Relaxation, limits: AugmentedLagrangian, phase: Phase,
+    steps: int,
+) -> None:  # fmt: skip
+    problem = stages.problem
+    choices = MixtureTraining(net, relaxation, problem.pricing.tables, limits)
+
+    def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+        relaxation.advance(number / steps)
+        generator = torch.Generator().manual_seed(problem.config.seed * 1_000_003 + number)
+        choices.sample(torch.rand(relaxation.exists.shape, generator=generator))
+        value = stages.task_loss(net(x), x, y, teacher)
+        return value, {"loss": f"{value.item():.3f}"}
+
+    phase.kind, phase.point, phase.batch_loss = "joint", phase.name, loss
+    phase.after_backward, phase.before_step, phase.after_step = choices.collect, choices.backward, choices.update
+    phase.batch_leaves = choices.leaves
+    phase.after_epoch = lambda epoch: choice_facts(net, relaxation.probabilities(), limits, problem.pricing.tables)
+    phase.extra = {"multipliers": limits.multipliers, "sensitivity": choices.sensitivity}
+
+
+def _inferring(stages: Stages, teacher: Supernet, net: Supernet, limits: AugmentedLagrangian, phase: Phase) -> Phase:
+    problem = stages.problem
+    net.infer()
+    choices = InferredTraining(net, problem.pricing.tables, limits)
+
+    def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+        value = stages.task_loss(net(x), x, y, teacher)
+        return value, {"loss": f"{value.item():.3f}"}
+
+    phase.kind, phase.point, phase.batch_loss = "joint", phase.name, loss
+    phase.before_step, phase.after_step = choices.backward, choices.update
+    phase.after_epoch = lambda epoch: choice_facts(net, net.inferred_probabilities(), limits, problem.pricing.tables)
+    phase.extra = {"multipliers": limits.multipliers}
+    return phase
+
+
+def _inferred_scores(stages: Stages, phase: Phase, batches: TrainingBatches, net: Supernet) -> NDArray[np.float64]:
+    stages.train(phase, batches)
+    with torch.no_grad():
+        probabilities: NDArray[np.float64] = net.inferred_probabilities().clamp_min(1e-9).log().cpu().numpy()
+    net.settle()
+    return probabilities
+
+
+def _settle(net: Supernet, relaxation: Relaxation) -> None:
+    scores = relaxation.column_probabilities().detach()
+    for quantizer, row in zip(net.tensor_quantizers(), scores, strict=True):
+        if isinstance(quantizer, StrategyQuantizer):
+            quantizer.settle(row)
+
+
+def _rounded_within(pricing: Pricing, relaxation: Fractional, limits: Mapping[str, float]) -> dict[str, int] | None:
+    """Returns FracBits' own rounding: fractions from some offset on go up, the least offset that keeps the budgets.
+
+    The paper bisects the offset, which takes costs for monotone in bits; here every offset that matters is tried.
+    """
+    variables = pricing.tables.space.variables
+    fractions = (relaxation.position.detach() % 1).tolist()
+    for offset in sorted({0.0, *fractions, 1.0}):
+        choice = relaxation.rounded(offset + 1e-6).tolist()
+        policy = {v.name: v.candidates[index] for v, index in zip(variables, choice, strict=True)}
+        price = pricing.price(policy)
+        if all(price[cost] <= limit for cost, limit in limits.items()):
+            return policy
+    return None

@@ -1,0 +1,160 @@
+"""Relaxed choices: points on a simplex, gradients, ends that are one choice, and strategies behind one quantizer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddq_search.errors import ConfigError
+from ddq_search.quantizers.choice_of_families import Quantizers
+from ddq_search.quantizers.relaxations import Fractional, HardConcrete, Softmax
+from ddq_search.quantizers.strategies import StrategyActivations, StrategyWeights
+
+COLUMNS = [(0, 1, 2), (0,), (0, 1)]
+KINDS = [Softmax, Fractional, HardConcrete]
+
+
+def noise(seed=0):
+    return torch.rand(3, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**20), spread=st.floats(0.1, 5))
+def test_shares_and_probabilities_are_points_on_a_simplex(kind, seed, spread):
+    relaxation = kind(COLUMNS)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in relaxation.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+    relaxation.project()
+    for found in (relaxation.shares(noise(seed)).detach(), relaxation.probabilities().detach()):
+        assert float(found.min()) >= -1e-6
+        torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]))
+        assert float(found[1, 0]) == pytest.approx(1)
+        assert float(found[2, 2]) == pytest.approx(0, abs=1e-6)
+
+
+def test_softmax_by_hand_and_colder():
+    relaxation = Softmax(COLUMNS, coldest=0.25)
+    with torch.no_grad():
+        relaxation.logits[0] = torch.tensor([0.0, np.log(2), 0.0])
+    assert relaxation.shares(noise())[0].tolist() == pytest.approx([0.25, 0.5, 0.25])
+    relaxation.advance(0.5)  # temperature ½ squares the odds
+    assert relaxation.shares(noise())[0].tolist() == pytest.approx([1 / 6, 4 / 6, 1 / 6])
+
+
+def test_fractional_positions_mix_the_two_neighbours():
+    relaxation = Fractional(COLUMNS)
+    with torch.no_grad():
+        relaxation.position.copy_(torch.tensor([1.25, 0.0, 9.0]))
+    relaxation.project()
+    assert relaxation.shares(noise()).tolist() == [[0, 0.75, 0.25], [1, 0, 0], [0, 1, 0]]
+    relaxation.shares(noise())[0].dot(torch.tensor([5.0, 1.0, 3.0])).backward()
+    assert float(relaxation.position.grad[0]) == pytest.approx(3 - 1)  # the slope between the neighbours
+    assert relaxation.rounded(0.25).tolist() == [2, 0, 1]
+    assert relaxation.rounded(0.26).tolist() == [1, 0, 1]
+
+
+def test_hard_concrete_gates_reach_both_ends_and_their_probability_is_that_of_not_being_closed():
+    relaxation = HardConcrete(COLUMNS)
+    with torch.no_grad():
+        relaxation.log_alpha.fill_(0.3)
+    draws = torch.stack([relaxation.shares(noise(seed)) for seed in range(4000)]).detach()
+    opened = 1 - draws[:, 2, 0]  # the one gate of the third variable
+    assert float((opened == 0).float().mean()) > 0.1
+    assert float((opened == 1).float().mean()) > 0.1
+    expected = float(1 - relaxation.probabilities().detach()[2, 0])
+    assert float((opened > 0).float().mean()) == pytest.approx(expected, abs=0.03)
+    assert relaxation.scores()[2].argmax() == (1 if expected > 0.5 else 0)
+
+
+def test_strategies_of_one_precision_add_up():
+    relaxation = Softmax([(0, 0, 1, 1)])
+    with torch.no_grad():
+        relaxation.logits[0] = torch.tensor([1.0, 2.0, 3.0, 4.0]).log()
+    assert relaxation.probabilities()[0].tolist() == pytest.approx([0.3, 0.7])
+
+
+# -- strategies ---------------------------------------------------------------------------------------------------
+
+
+def strategies(candidates=(4, 8)):
+    quantizer = Quantizers(("uniform", "dorefa", "mse"), ("uniform", "pact")).for_weights(candidates, 6)
+    weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    quantizer.calibrate(weight)
+    return quantizer, weight
+
+
+def test_a_strategy_alone_is_its_family():
+    quantizer, weight = strategies()
+    assert isinstance(quantizer, StrategyWeights)
+    assert quantizer.columns == (0, 0, 0, 1, 1, 1)
+    for column, branch in enumerate(quantizer.branches):
+        shares = torch.eye(6)[column]
+        torch.testing.assert_close(quantizer.mix(weight, shares), branch.fake_quantize(weight, 0))
+
+
+def test_every_strategy_gets_its_gradient_in_one_pass():
+    quantizer, weight = strategies()
+    shares = torch.full((6,), 1 / 6, requires_grad=True)
+    grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    quantizer.mix(weight, shares).backward(grad)
+    wanted = torch.stack([(grad * branch.fake_quantize(weight, 0)).sum() for branch in quantizer.branches])
+    torch.testing.assert_close(shares.grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_settling_chooses_per_precision_and_survives_saving_and_taking():
+    quantizer, weight = strategies()
+    quantizer.settle(torch.tensor([0.1, 0.7, 0.2, 0.1, 0.2, 0.7]))
+    assert [quantizer.strategy(k) for k in range(2)] == ["dorefa", "mse"]
+    fresh, _ = strategies()
+    fresh.load_state_dict(quantizer.state_dict())
+    assert [fresh.strategy(k) for k in range(2)] == ["dorefa", "mse"]
+    narrow, _ = strategies((8,))
+    narrow.take(quantizer)
+    assert narrow.strategy(0) == "mse"
+    torch.testing.assert_close(narrow.fake_quantize(weight, 0), quantizer.fake_quantize(weight, 1))
+    numbers = quantizer.numbers(weight, 0)
+    deployed = torch.from_numpy(numbers.codes * numbers.scale.reshape(-1, 1, 1, 1)).float()
+    torch.testing.assert_close(deployed, quantizer.fake_quantize(weight, 0))
+
+
+def test_one_strategy_with_levels_gives_all_weights_a_table():
+    quantizer = Quantizers(("uniform", "power-of-two"), ("uniform",)).for_weights((4,), 6)
+    weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    quantizer.calibrate(weight)
+    for scores in (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])):
+        quantizer.settle(scores)
+        numbers = quantizer.numbers(weight, 0)
+        assert numbers.codebook is not None
+        values = numbers.codebook[numbers.codes].astype(np.float64) * numbers.scale[:, None]
+        torch.testing.assert_close(torch.from_numpy(values).float(), quantizer.fake_quantize(weight, 0).detach())
+
+
+def test_activations_keep_a_known_grid_whatever_the_strategy():
+    quantizer = Quantizers(("uniform",), ("uniform", "pact", "min-max")).for_activations((8,), True)
+    assert isinstance(quantizer, StrategyActivations)
+    quantizer.set_grid(0.5, 3)
+    for column in range(3):
+        quantizer.settle(torch.eye(3)[column])
+        assert (quantizer.grid(0).scale, quantizer.grid(0).zero_point) == (pytest.approx(0.5), 3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "message"),
+    [
+        (("unifrom",), ("uniform",), "did you mean 'uniform'"),
+        (("pact",), ("uniform",), "does not quantize weights"),
+        (("uniform",), ("averaged",), "not uniform"),
+        ((), ("uniform",), "at least one"),
+        (("uniform", "uniform"), ("uniform",), "each once"),
+        (("uniform", "multipoint"), ("uniform",), "use it alone"),
+    ],
+)
+def test_what_does_not_fit_is_named(weights, activations, message):
+    with pytest.raises(ConfigError, match=message):
+        Quantizers(weights, activations).check()
