@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ddq_search import distributed
 from ddq_search.errors import RunError
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
@@ -20,6 +21,8 @@ from ddq_search.training import Progress, Silent
 
 SHARED = ("float", "baseline")
 """Checkpoints that a solved run takes over as they are."""
+ORIGIN = "solved.json"
+"""File of a solved run that names the search whose supernet it uses."""
 
 
 def solve(
@@ -34,10 +37,11 @@ def solve(
         progress: who is told.
 
     Raises:
-        RunError: the search is not finished, or its checkpoints cannot be used.
+        RunError: the search is not finished, its checkpoints cannot be used, or the run directory holds something else.
         PolicyError: the new device needs a precision that was not trained.
     """
     progress = progress or Silent()
+    distributed.from_first(lambda: _claim(record, trained[1]))
     begin(problem, record, progress)
     for name in SHARED:
         if record.load_checkpoint(name) is None:
@@ -46,6 +50,28 @@ def solve(
     teacher = stages.train_float()
     supernet = trained_supernet(*trained)
     return stages.conclude(stages.train_gates(supernet, teacher, problem.config.search.solve_steps), teacher)
+
+
+def refuse_solved(record: RunDirectory) -> None:
+    """Returns unless the run directory belongs to `solve`, whose policies only have the names of a search's.
+
+    Raises:
+        RunError: it does.
+    """
+    if (record.path / ORIGIN).exists():
+        raise RunError(f"{record.path} was solved from {record.read_json(ORIGIN)['run']}; choose another --out")
+
+
+def _claim(record: RunDirectory, search: RunDirectory) -> None:
+    """Marks a run directory as solved from a search; settings alone do not tell one supernet from another."""
+    if (record.path / ORIGIN).exists():
+        if record.read_json(ORIGIN)["fingerprint"] != search.fingerprint:
+            raise RunError(
+                f"{record.path} was solved from the supernet of another run than {search.path}; choose another --out"
+            )
+    elif (record.path / "checkpoints").exists():
+        raise RunError(f"{record.path} holds a search, or was solved by an older version; choose another --out")
+    record.write_json(ORIGIN, {"run": str(search.path), "fingerprint": search.fingerprint})
 
 
 def trained_supernet(problem: Problem, record: RunDirectory) -> Supernet:
