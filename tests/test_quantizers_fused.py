@@ -77,6 +77,17 @@ def test_weights_as_in_plain_torch(shape, choice):
     assert_same(run(FusedPasses, *arguments), run(PlainPasses, *arguments))
 
 
+@pytest.mark.parametrize("choice", [0, 1])
+@pytest.mark.parametrize("overwrites", [False, True])
+def test_float32_among_the_candidates(choice, overwrites):
+    x, grad = torch.randn(8, 6, 5, 5), torch.randn(8, 6, 5, 5)
+    log_steps, cumulative = torch.tensor([0.3, 1.0]).log(), torch.tensor([0.8])
+    grids = (ACTIVATIONS[1], None)
+    wanted = run(PlainPasses, x, log_steps, cumulative, grids, choice, Estimate(0.5), grad)
+    estimate = Estimate(0.5, 0.0, overwrites, overwrites)
+    assert_same(run(FusedPasses, x, log_steps, cumulative, grids, choice, estimate, grad), wanted)
+
+
 @pytest.mark.parametrize("overwrites", [False, True])
 def test_a_gradient_of_another_layout_or_expanded(overwrites):
     x = torch.randn(4, 6, 5, 5).contiguous(memory_format=torch.channels_last)

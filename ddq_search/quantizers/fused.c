@@ -21,7 +21,7 @@ int64_t ddq_blocks(int64_t rows, int64_t columns)
     return rows * ((columns + BLOCK - 1) / BLOCK);
 }
 
-/* `out` may be `x`. Where `inside` is given it is set to 1 where the code is within the range, else 0; the first
+/* `out` may be `x`. An infinite range stands for float32, which changes nothing. Where `inside` is given it is set to 1 where the code is within the range, else 0; the first
    `leading` columns of every row are copied to `kept` [rows, leading]. */
 void ddq_forward(const float *x, float *out, int64_t rows, int64_t columns, const float *inverse, const float *step,
                  float low, float high, uint8_t *inside, float *kept, int64_t leading, int threads)
@@ -42,14 +42,17 @@ void ddq_forward(const float *x, float *out, int64_t rows, int64_t columns, cons
             if (leading > first)
                 memcpy(kept + row * leading + first, from, sizeof(float) * (leading - first < count ? leading - first : count));
         }
-        for (int64_t i = 0; i < count; i++)
-            to[i] = on_grid(from[i], inv, low, high) * unit;
+        if (!isinf(high))
+            for (int64_t i = 0; i < count; i++)
+                to[i] = on_grid(from[i], inv, low, high) * unit;
+        else if (to != from)
+            memcpy(to, from, sizeof(float) * count);
     }
 }
 
 /* Gradients. `x`: the first `leading` columns of every row, [rows, leading]. `inside`: as the forward pass left it, or
    NULL when `leading` is `columns`: it is then read off `x`. `steps`, `inverses`: [candidates, rows]; `lows`, `highs`:
-   [candidates], code range less zero point. `grad_x` is written everywhere and may be `grad`; sums run over the leading
+   [candidates], code range less zero point, infinite for float32. `grad_x` is written everywhere and may be `grad`; sums run over the leading
    columns. `partial`: [blocks, 1 + candidates] scratch. Out: `change` [rows],
    the gradient of the logarithm of the chosen step; `dots` [candidates], <grad, x_q(k)>, over all rows, where `gated`. */
 void ddq_backward(const float *x, const uint8_t *inside, const float *grad, float *grad_x, int64_t rows,
@@ -74,7 +77,7 @@ void ddq_backward(const float *x, const uint8_t *inside, const float *grad, floa
         const float *gradient = gs;
         for (int k = 0; k < width; k++)
             sums[k] = 0;
-        if (kept) {
+        if (kept && !isinf(high)) {
             float total = 0;
             if (correction != 0.0f) {
                 for (int64_t i = 0; i < kept; i++)
@@ -90,11 +93,18 @@ void ddq_backward(const float *x, const uint8_t *inside, const float *grad, floa
         for (int k = 0; gated && k < candidates; k++) {
             const float inv_k = inverses[k * rows + row], unit_k = steps[k * rows + row];
             float dot = 0;
-            for (int64_t i = 0; i < kept; i++)
-                dot += gradient[i] * (on_grid(xs[i], inv_k, lows[k], highs[k]) * unit_k);
+            if (isinf(highs[k]))
+                for (int64_t i = 0; i < kept; i++)
+                    dot += gradient[i] * xs[i];
+            else
+                for (int64_t i = 0; i < kept; i++)
+                    dot += gradient[i] * (on_grid(xs[i], inv_k, lows[k], highs[k]) * unit_k);
             sums[1 + k] = dot;
         }
-        if (inside) {
+        if (isinf(high)) {
+            if (out != gs)
+                memcpy(out, gs, sizeof(float) * count);
+        } else if (inside) {
             const uint8_t *flags = inside + row * columns + first;
             for (int64_t i = 0; i < count; i++)
                 out[i] = flags[i] ? gs[i] : 0.0f;

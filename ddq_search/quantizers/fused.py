@@ -63,14 +63,14 @@ class Kept(NamedTuple):
     inside: Tensor
 
 
-def forward(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+def forward(x: Tensor, step: Tensor, low: float, high: float) -> Tensor:
     """Returns ``x`` on the grid; ``step`` is a scalar or ``[rows]``, low and high are codes less the zero point."""
     out = torch.empty_like(x)
     _forward(x, out, step, low, high, None)
     return out
 
 
-def forward_in_place(x: Tensor, step: Tensor, low: int, high: int, leading: int) -> Kept:
+def forward_in_place(x: Tensor, step: Tensor, low: float, high: float, leading: int) -> Kept:
     """Puts ``x`` on the grid of one step where it lies.
 
     Args:
@@ -85,7 +85,7 @@ def forward_in_place(x: Tensor, step: Tensor, low: int, high: int, leading: int)
     return kept
 
 
-def _forward(x: Tensor, out: Tensor, step: Tensor, low: int, high: int, kept: Kept | None) -> None:
+def _forward(x: Tensor, out: Tensor, step: Tensor, low: float, high: float, kept: Kept | None) -> None:
     library = _library()
     assert library is not None
     rows = step.numel()
@@ -111,7 +111,7 @@ class Sums(NamedTuple):
 
 
 def backward(
-    kept: Tensor | Kept, grad: Tensor, steps: Tensor, ranges: Sequence[tuple[int, int]], choice: int, *,
+    kept: Tensor | Kept, grad: Tensor, steps: Tensor, ranges: Sequence[tuple[float, float]], choice: int, *,
     leading: int, gated: bool, correction: float, overwrite: bool,
 ) -> tuple[Tensor, Sums]:  # fmt: skip
     """Returns the gradient of the input, and sums that are not scaled up.
@@ -120,7 +120,7 @@ def backward(
         kept: what was quantized, or what is left of it.
         grad: gradient of the result, values stored in the order of what was quantized.
         steps: ``[K]`` or ``[K, rows]``.
-        ranges: per candidate the smallest and largest code less the zero point.
+        ranges: per candidate the smallest and largest code less the zero point; infinite for float32.
         choice: the candidate computed forward.
         leading: how many values are summed over, in storage order; all of them where there are several rows.
         gated: whether ``dots`` are wanted; zeros otherwise.
@@ -147,7 +147,7 @@ def backward(
     return grad_x, Sums(change.to(steps.dtype).reshape(steps.shape[1:]), dots.to(steps.dtype))
 
 
-def mix(x: Tensor, steps: Tensor, ranges: Sequence[tuple[int, int]], shares: Tensor) -> Tensor:
+def mix(x: Tensor, steps: Tensor, ranges: Sequence[tuple[float, float]], shares: Tensor) -> Tensor:
     """Returns ``Σ_k shares[k] x_q(k)``; ``steps`` is ``[K]`` or ``[K, rows]``, ``shares`` ``[K]``."""
     library = _library()
     assert library is not None
@@ -162,7 +162,7 @@ def mix(x: Tensor, steps: Tensor, ranges: Sequence[tuple[int, int]], shares: Ten
 
 
 def mix_backward(
-    x: Tensor, grad: Tensor, steps: Tensor, ranges: Sequence[tuple[int, int]], shares: Tensor, leading: int
+    x: Tensor, grad: Tensor, steps: Tensor, ranges: Sequence[tuple[float, float]], shares: Tensor, leading: int
 ) -> tuple[Tensor, Sums]:
     """Returns the gradient of the input of `mix`, and sums over ``leading`` values: ``change`` has a row per step."""
     library = _library()
@@ -181,7 +181,7 @@ def mix_backward(
     return grad_x, Sums(change.to(steps.dtype), dots.to(steps.dtype))
 
 
-def _tables(ranges: Sequence[tuple[int, int]]) -> tuple[ctypes.Array[ctypes.c_float], ctypes.Array[ctypes.c_float]]:
+def _tables(ranges: Sequence[tuple[float, float]]) -> tuple[ctypes.Array[ctypes.c_float], ctypes.Array[ctypes.c_float]]:
     floats = ctypes.c_float * len(ranges)
     return floats(*(low for low, _ in ranges)), floats(*(high for _, high in ranges))
 

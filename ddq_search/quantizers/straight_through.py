@@ -15,6 +15,7 @@ Legend: K candidates; a weight is ``[rows, ...]`` with one step per row; an acti
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ def inside_range(grad: Tensor, x: Tensor, step: Tensor, grid: Grid | None) -> Te
     if grid is None:
         return grad
     low, high = grid.low - grid.zero_point - 0.5, grid.high - grid.zero_point + 0.5
-    if step.ndim:
+    if step.ndim or x.device.type != "cpu" or torch.compiler.is_compiling():  # there, a number is waited for
         scaled = x / _aligned(step, x)
         return torch.ops.aten.hardtanh_backward(grad, scaled, low, high)  # type: ignore[no-any-return]
     bound = step.item()
@@ -101,12 +102,12 @@ def quantize_with_gates(
         choice: the candidate.
         estimate: how gradients are estimated.
     """
-    passes = FusedPasses if fused.serves(x) and None not in grids else PlainPasses
+    passes = FusedPasses if fused.serves(x) else PlainPasses
     return passes.apply(x, log_steps, statistic, cumulative, grids, choice, estimate)  # type: ignore[no-any-return]
 
 
 class PlainPasses(torch.autograd.Function):
-    """In torch operations: everywhere, and for float32 among the candidates."""
+    """In torch operations, for any tensor."""
 
     @staticmethod
     def forward(
@@ -169,13 +170,16 @@ class FusedPasses(torch.autograd.Function):
         log_steps: Tensor,
         statistic: Tensor | None,
         cumulative: Tensor | None,
-        grids: tuple[Grid, ...],
+        grids: tuple[Grid | None, ...],
         choice: int,
         estimate: Estimate,
     ) -> Tensor:
         """Returns ``x`` on the grid of the chosen candidate; ``x`` itself where it may be overwritten."""
         steps = log_steps.exp() if statistic is None else log_steps.exp() * statistic
-        ctx.ranges = [(grid.low - grid.zero_point, grid.high - grid.zero_point) for grid in grids]
+        ctx.ranges = [
+            (-math.inf, math.inf) if grid is None else (grid.low - grid.zero_point, grid.high - grid.zero_point)
+            for grid in grids
+        ]
         ctx.choice, ctx.estimate, ctx.gated = choice, estimate, cumulative is not None
         size, ctx.factor = (len(x), 1.0) if steps.ndim == 2 else leading(len(x), estimate.share)
         ctx.leading, ctx.stride = size * (x.numel() // len(x)), x.stride()
