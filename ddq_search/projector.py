@@ -1,13 +1,16 @@
 """From probabilities to a policy that keeps its budgets: a mixed-integer linear program over the cost tables.
 
 One binary per candidate of each variable; a table over several variables gets one continuous variable per entry,
-tied to the binaries by its marginals, which is exact at integer points. Solved with HiGHS through SciPy.
+tied to the binaries by its marginals, which is exact at integer points. Tables that are sums of tables over fewer
+variables are taken apart first (`separated`), and a program only holds the tables of the costs it is about: its size is
+what the time depends on. Solved with HiGHS through SciPy.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +18,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from ddq_search.cost import PEAK_RAM, CostTables, Factor
+from ddq_search.contraction import Table, merged
+from ddq_search.cost import PEAK_RAM, CostTables
 
+_SEPARABLE = 1e-12
+"""Largest share of a table's largest entry by which it may differ from a sum of smaller tables."""
 _TIGHTEN = (1e-7, 1e-6, 3e-6, 1e-5, 1e-4, 1e-3)
 """Share of a limit given up, attempt by attempt, when the solver's tolerance (1e-6) let a policy slip over it."""
 
@@ -41,26 +47,26 @@ class Projector:
         self._binaries = sum(sizes)
         self._joint: dict[tuple[str, ...], int] = {}
         self._columns = self._binaries
-        self._marginals: list[_Row] = []
+        self._marginals: dict[
+            int, list[_Row]
+        ] = {}  # first column of a table's entries → what ties them to the binaries
         self._rows = {cost: self._cost_rows(cost) for cost in tables.costs}
 
     # -- building ---------------------------------------------------------------------------------------------
 
     def _cost_rows(self, cost: str) -> list[_Row]:
         """One row per cost, or per step of the schedule for peak RAM."""
-        steps: dict[int, dict[tuple[str, ...], NDArray[np.float64]]] = {}
+        steps: dict[int, list[Table]] = {}
         for factor in self.tables.factors:
             if factor.cost == cost:
-                merged = steps.setdefault(factor.step or 0, {})
-                names, table = _sorted_axes(factor)
-                merged[names] = merged[names] + table if names in merged else table
-        return [self._row(tables) for tables in steps.values()]
+                steps.setdefault(factor.step or 0, []).extend(separated(factor.variables, factor.table))
+        return [self._row(merged(tables)) for tables in steps.values()]
 
-    def _row(self, tables: Mapping[tuple[str, ...], NDArray[np.float64]]) -> _Row:
+    def _row(self, tables: Sequence[Table]) -> _Row:
         columns: list[NDArray[np.int64]] = []
         values: list[NDArray[np.float64]] = []
         constant = 0.0
-        for names, table in tables.items():
+        for names, table in tables:
             if not names:
                 constant += float(table)
                 continue
@@ -79,11 +85,12 @@ class Projector:
             start = self._joint[names] = self._columns
             self._columns += math.prod(shape)
             cells = np.arange(math.prod(shape)).reshape(shape) + start
+            marginals = self._marginals[start] = []
             for axis, name in enumerate(names):
                 for choice in range(shape[axis]):
                     entries = np.take(cells, choice, axis).ravel()
                     columns = np.append(entries, self._first[name] + choice)
-                    self._marginals.append(_Row(columns, np.append(np.ones(len(entries)), -1.0), 0.0))
+                    marginals.append(_Row(columns, np.append(np.ones(len(entries)), -1.0), 0.0))
         return self._joint[names]
 
     # -- solving ----------------------------------------------------------------------------------------------
@@ -94,7 +101,7 @@ class Projector:
 
     def nearest(self, limits: Mapping[str, float]) -> dict[str, int]:
         """Returns the policy whose largest cost relative to its limit is least: it keeps all limits where one can."""
-        rows, width = self._choices(), self._columns + 1
+        rows, width = self._choices(limits), self._columns + 1
         for cost, limit in limits.items():
             rows += [(_with_slack(_scaled(row, limit), width), -np.inf, 0.0) for row in self._rows[cost]]
         policy = self._run(_last(width), rows, width)
@@ -145,16 +152,16 @@ class Projector:
         extra = 1 if minimise == PEAK_RAM else 0
         width = self._columns + extra
         objective = np.zeros(width)
-        rows = self._choices()
+        rows = self._choices([*limits, minimise] if minimise else limits)
         for cost, limit in limits.items():
             rows += [(_scaled(row, limit), -np.inf, 1.0) for row in self._rows[cost]]
         if minimise == PEAK_RAM:
             objective = _last(width)
-            size = max(row.values.sum() + row.constant for row in self._rows[PEAK_RAM])
+            size = max(np.abs(row.values).sum() + abs(row.constant) for row in self._rows[PEAK_RAM])
             rows += [(_with_slack(_scaled(row, size), width), -np.inf, 0.0) for row in self._rows[PEAK_RAM]]
         elif minimise is not None:
             (row,) = self._rows[minimise]
-            np.add.at(objective, row.columns, row.values / max(row.values.max(initial=0.0), 1e-300))
+            np.add.at(objective, row.columns, row.values / max(np.abs(row.values).max(initial=0.0), 1e-300))
         if scores is not None:
             objective[: self._binaries] = -scores
         for policy in excluded:
@@ -162,9 +169,12 @@ class Projector:
             rows.append((_Row(columns, np.ones(len(columns)), 0.0), -np.inf, len(columns) - 1.0))
         return self._run(objective, rows, width)
 
-    def _choices(self) -> list[tuple[_Row, float, float]]:
-        """Every variable takes one candidate, and tables over several variables follow."""
-        rows = [(row, 0.0, 0.0) for row in self._marginals]
+    def _choices(self, costs: Iterable[str]) -> list[tuple[_Row, float, float]]:
+        """Every variable takes one candidate, and the costs' tables over several variables follow."""
+        used = [row.columns for cost in costs for row in self._rows[cost]]
+        present = np.unique(np.concatenate(used)) if used else np.zeros(0, np.int64)
+        starts = np.intersect1d(present, np.array(list(self._marginals), np.int64))
+        rows = [(row, 0.0, 0.0) for start in starts.tolist() for row in self._marginals[start]]
         for variable in self._variables:
             columns = self._first[variable.name] + np.arange(len(variable.candidates))
             rows.append((_Row(columns, np.ones(len(columns)), 0.0), 1.0, 1.0))
@@ -218,6 +228,28 @@ def _last(width: int) -> NDArray[np.float64]:
     return objective
 
 
-def _sorted_axes(factor: Factor) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    order = sorted(range(len(factor.variables)), key=lambda axis: factor.variables[axis])
-    return tuple(factor.variables[axis] for axis in order), factor.table.transpose(order)
+def separated(names: tuple[str, ...], table: NDArray[np.float64]) -> list[Table]:
+    """Returns tables over as few variables as possible whose sum is the table, up to rounding.
+
+    The table is the sum over all sets of axes of what only they explain, measured from its first entry; where some
+    variables together explain nothing, no table over them is needed.
+
+    >>> [names for names, _ in separated(("a", "b"), np.add.outer([1.0, 2.0], [3.0, 5.0]))]
+    [(), ('a',), ('b',)]
+    """
+    axes = range(table.ndim)
+    parts: dict[tuple[int, ...], NDArray[np.float64]] = {}
+    for kept in itertools.chain.from_iterable(itertools.combinations(axes, count) for count in range(table.ndim + 1)):
+        part = np.asarray(table[tuple(slice(None) if axis in kept else 0 for axis in axes)], np.float64)
+        for fewer, known in parts.items():
+            if set(fewer) < set(kept):
+                part = part - known.reshape([table.shape[axis] if axis in fewer else 1 for axis in kept])
+        parts[kept] = part
+    least = _SEPARABLE * max(float(np.abs(table).max(initial=0.0)), 1e-300)
+    if np.abs(parts[tuple(axes)]).max(initial=0.0) > least:
+        return [(names, table)]
+    return [
+        (tuple(names[axis] for axis in kept), part)
+        for kept, part in parts.items()
+        if not kept or np.abs(part).max(initial=0.0) > least
+    ]

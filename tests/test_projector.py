@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, CostTables, Factor
-from ddq_search.projector import Projector
+from ddq_search.projector import Projector, separated
 from tests.toys import all_policies, toy_space, toy_tables
 
 SPACES = st.lists(st.sampled_from([(8,), (2, 8), (4, 8), (2, 4, 8)]), min_size=1, max_size=4)
@@ -125,3 +125,50 @@ def test_nearest_against_brute_force(seed, tight):
 
     found = Projector(tables).nearest(limits)
     assert excess(tables.price(found)) == pytest.approx(min(map(excess, prices.values())), rel=1e-6)
+
+
+# -- tables taken apart -------------------------------------------------------------------------------------------
+
+
+def total(parts, names, shape):
+    """The sum of smaller tables, spread over all axes of the whole."""
+    result = np.zeros(shape)
+    for kept, part in parts:
+        result = result + part.reshape([size if name in kept else 1 for name, size in zip(names, shape, strict=True)])
+    return result
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), max_size=3),
+    terms=st.sets(st.sets(st.integers(0, 2)).map(frozenset)),
+    seed=st.integers(0, 1000),
+)
+def test_separated_tables_add_up_and_are_the_smallest(shape, terms, seed):
+    rng, axes = np.random.default_rng(seed), range(len(shape))
+    table = np.zeros(shape)
+    for term in terms:
+        table = table + rng.uniform(1, 2, [shape[axis] if axis in term else 1 for axis in axes])
+    names = tuple("abc"[axis] for axis in axes)
+    parts = separated(names, table)
+    assert total(parts, names, tuple(shape)) == pytest.approx(table, rel=1e-9)
+    needed = [term & {axis for axis in axes if shape[axis] > 1} for term in terms]
+    for kept, _ in parts:
+        own = {names.index(name) for name in kept}
+        whole = kept == names  # what cannot be taken apart stays as it is
+        assert whole or not own or any(own <= term for term in needed)
+
+
+def test_an_interaction_stays_whole():
+    table = np.array([[1.0, 2.0], [3.0, 5.0]])
+    ((names, kept),) = separated(("a", "b"), table)
+    assert names == ("a", "b")
+    assert (kept == table).all()
+
+
+def test_three_variables_of_which_two_interact():
+    """Latency of a layer: weights and input together, writing the output apart: 4 + 2 entries instead of 8."""
+    compute, written = np.array([[1.0, 2.0], [2.0, 6.0]]), np.array([0.0, 5.0])
+    parts = dict(separated(("w", "x", "y"), compute[:, :, None] + written))
+    assert set(parts) == {(), ("w",), ("x",), ("y",), ("w", "x")}
+    assert parts["y",].tolist() == [0.0, 5.0]
+    assert parts["w", "x"].tolist() == [[0.0, 0.0], [0.0, 3.0]]  # 6 - 2 - 2 + 1

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interrupted_runs import ForkServer, Kill, chosen, moments
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.interrupted_runs import ForkServer, Kill, chosen, moments
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
