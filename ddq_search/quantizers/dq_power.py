@@ -1,0 +1,204 @@
+"""DQ's power-of-two weights: ``± q_min, ± 2 q_min, … ± q_max``, without a zero, as int8 codebooks.
+
+While inferring (P3), smallest and largest level are learned; at a fixed precision the largest of every candidate is,
+gradients as in P2 at constant b. int8 holds seven octaves: from four bits on, the levels stay the same (ours).
+
+Source: Uhlich et al., "Mixed Precision DNNs: All you need is a good parametrization", ICLR 2020 (arXiv 1905.11452).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddq_search.precision import FLOAT_BITS
+from ddq_search.quantizers.contract import WeightNumbers, WeightQuantizer
+from ddq_search.quantizers.dq_gradients import instead_of, p3, to_power_of_two
+from ddq_search.quantizers.dq_inference import InferringQuantizer, gated
+from ddq_search.quantizers.dq_range import SMALLEST, START_BITS, LearnedRange, keep_ratio
+
+MOST_OCTAVES = 7
+"""Powers of two ``2^0 … 2^6`` are what int8 holds."""
+
+_CALIBRATION_VALUES = 65536
+
+
+def bits_of_octaves(octaves: int) -> int:
+    """Returns the bitwidth of ``± q_min, ± 2 q_min, …``: of a sign and the index of one of ``octaves`` magnitudes.
+
+    >>> [bits_of_octaves(octaves) for octaves in (1, 2, 3, 4, 5, 8, 9)]
+    [1, 2, 3, 3, 4, 4, 5]
+    """
+    return (octaves - 1).bit_length() + 1
+
+
+def octaves_of(bits: int) -> int:
+    """Returns how many magnitudes codes of ``bits`` tell apart, as far as int8 has them."""
+    return min(int(2 ** (bits - 1)), MOST_OCTAVES)
+
+
+class SmallestAndLargest(LearnedRange):
+    """P3: smallest and largest level, powers of two in the forward pass whatever `power_of_two` says."""
+
+    def __init__(self, signed: bool, limits: tuple[int, int]) -> None:
+        super().__init__(signed, limits)
+        self.log_smallest = nn.Parameter(torch.zeros(()))
+        self.log_largest = nn.Parameter(torch.zeros(()))
+        self.watch_gradients()
+
+    def watch_gradients(self) -> None:
+        """Both are bounded by the smallest level."""
+
+        def of_smallest(grad: Tensor) -> Tensor:
+            smallest = self.log_smallest.detach().exp()
+            return self.limit_gradient(grad, smallest, smallest)
+
+        def of_largest(grad: Tensor) -> Tensor:
+            return self.limit_gradient(grad, self.log_largest.detach().exp(), self.log_smallest.detach().exp())
+
+        self.log_smallest.register_hook(of_smallest)
+        self.log_largest.register_hook(of_largest)
+
+    @torch.no_grad()
+    def start(self, largest: Tensor) -> None:
+        """The power of two below the largest magnitude, and as many octaves as four bits have (ours)."""
+        top = largest.clamp_min(SMALLEST).log2().floor()
+        self.log_largest.copy_(top * math.log(2))
+        self.log_smallest.copy_((top - octaves_of(START_BITS) + 1) * math.log(2))
+        self.keep_within()
+
+    def place(self, x: Tensor) -> Tensor:
+        """Rounds logarithms between the ends."""
+        smallest = self.log_smallest.exp()
+        largest = to_power_of_two(self.log_largest.exp())
+        return p3(x, instead_of(smallest, largest.detach() * 2.0 ** (1 - self.octaves())), largest)
+
+    @torch.no_grad()
+    def octaves(self) -> int:
+        """Returns the number of magnitudes."""
+        exponents = (torch.stack([self.log_smallest, self.log_largest]) / math.log(2)).round().tolist()
+        low, high = (octaves_of(bits) for bits in self.limits)
+        return min(max(int(exponents[1] - exponents[0]) + 1, low), high)
+
+    def bits(self) -> Tensor:
+        """``log₂(log₂(q_max/q_min) + 1) + 1``."""
+        return ((self.log_largest - self.log_smallest) / math.log(2) + 1).log2() + 1
+
+    def inferred_bits(self) -> int:
+        """From the integer number of magnitudes."""
+        return bits_of_octaves(self.octaves())
+
+    @torch.no_grad()
+    def largest_level(self) -> Tensor:
+        """A power of two."""
+        return to_power_of_two(self.log_largest.exp())
+
+    @torch.no_grad()
+    def keep_within(self) -> None:
+        """Moves both by half of what their ratio is off, on the log scale."""
+        low, high = ((octaves_of(bits) - 1) * math.log(2) for bits in self.limits)
+        keep_ratio(self.log_smallest, self.log_largest, low, high)
+
+
+class DqP3Weights(InferringQuantizer, WeightQuantizer):
+    """One pair of ends for all output channels.
+
+    Attributes:
+        log_largests: learned, ``[K]``: largest levels at fixed precisions; powers of two in the forward pass.
+    """
+
+    range_class = SmallestAndLargest
+
+    def __init__(self, candidates: tuple[int, ...], rows: int) -> None:
+        super().__init__(candidates)
+        self.rows = rows
+        self.log_largests = nn.Parameter(torch.zeros(len(candidates)))
+        self.range = self.new_range(signed=True)
+        self.watch_gradients()
+
+    @torch.no_grad()
+    def calibrate(self, weight: Tensor) -> None:
+        """Sets every largest level to the power of two of least squared error, and the range to its start."""
+        flat = weight.detach().flatten()
+        sample = flat[:: -(-flat.numel() // _CALIBRATION_VALUES)]
+        largest = flat.abs().max().clamp_min(SMALLEST)
+        tops = torch.exp2(largest.log2().ceil() - torch.arange(8.0, device=flat.device))
+        for k, bits in enumerate(self.candidates):
+            if bits != FLOAT_BITS:
+                errors = [(self._powers(sample, top, bits) - sample).square().mean() for top in tops.unbind()]
+                self.log_largests[k] = tops[torch.stack(errors).argmin()].log()
+        self.range.start(largest)
+
+    def fake_quantize(self, x: Tensor, choice: int | None = None, cumulative: Tensor | None = None) -> Tensor:
+        """As the contract says; while inferring, on the learned levels, whatever the choice."""
+        if self.infers:
+            return self.place_inferred(x)
+        return gated(lambda k: self._place(x, k), self.fixed_choice(choice), cumulative)
+
+    @torch.no_grad()
+    def quantize(self, x: Tensor, choice: int) -> Tensor:
+        """As the contract says: codes ascend with the levels; those without a level of their own are not used."""
+        octaves = octaves_of(self._bits(choice))
+        place = (x.abs().log2() + 0.5).floor() - self._smallest(choice).log2()
+        place = place.clamp(0, octaves - 1).int()
+        return torch.where(x < 0, octaves - 1 - place, octaves + place)
+
+    @torch.no_grad()
+    def levels(self, x: Tensor, choice: int) -> Tensor:
+        """As the contract says; codes without a level of their own repeat the largest."""
+        return (self._smallest(choice) * self._table(choice)).expand(self.rows, -1)
+
+    @torch.no_grad()
+    def numbers(self, weight: Tensor, choice: int) -> WeightNumbers:
+        """As the contract says: codes into an int8 codebook."""
+        scale = np.full(self.rows, self._smallest(choice).item())
+        codebook = self._table(choice).cpu().numpy().astype(np.int8)
+        return WeightNumbers(self.quantize(weight, choice).cpu().numpy(), scale, codebook)
+
+    @torch.no_grad()
+    def fix_largest(self, largest: Tensor) -> None:
+        """As `InferringQuantizer` says."""
+        self.log_largests.fill_(largest.log())
+
+    @torch.no_grad()
+    def take(self, other: DqP3Weights) -> None:
+        """As the contract says."""
+        self.log_largests.copy_(other.log_largests[[other.candidates.index(bits) for bits in self.candidates]])
+        self.range.load_state_dict(other.range.state_dict())
+
+    def watch_gradients(self) -> None:
+        """Clips the gradients of fixed largest levels to the smallest ones."""
+
+        def of_largests(grad: Tensor) -> Tensor:
+            largests = self.log_largests.detach().exp()
+            octaves = [1 if bits == FLOAT_BITS else octaves_of(bits) for bits in self.candidates]
+            return self.range.limit_gradient(grad, largests, largests * torch.exp2(1.0 - largests.new_tensor(octaves)))
+
+        self.log_largests.register_hook(of_largests)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _bits(self, choice: int) -> int:
+        self.refuse_inferring()
+        return super()._bits(choice)
+
+    def _place(self, x: Tensor, choice: int) -> Tensor:
+        bits = self.candidates[choice]
+        return x if bits == FLOAT_BITS else self._powers(x, to_power_of_two(self.log_largests[choice].exp()), bits)
+
+    @staticmethod
+    def _powers(x: Tensor, largest: Tensor, bits: int) -> Tensor:
+        return p3(x, largest * 2.0 ** (1 - octaves_of(bits)), largest)
+
+    def _smallest(self, choice: int) -> Tensor:
+        largest = to_power_of_two(self.log_largests[choice].exp())
+        return largest * 2.0 ** (1 - octaves_of(self._bits(choice)))
+
+    def _table(self, choice: int) -> Tensor:
+        bits = self._bits(choice)
+        positive = torch.exp2(torch.arange(float(octaves_of(bits)), device=self.log_largests.device))
+        levels = torch.cat([-positive.flip(0), positive])
+        return torch.cat([levels, levels[-1:].expand(2**bits - levels.numel())])
