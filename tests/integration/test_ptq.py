@@ -8,13 +8,14 @@ import json
 import pytest
 import torch
 
+from ddq_search.batches import SameBatches
 from ddq_search.cli.assembly import assemble
 from ddq_search.config import load_config
 from ddq_search.errors import ConfigError
 from ddq_search.problem import STATISTICS_EPOCH
+from ddq_search.ptq import quantize_policy
 from ddq_search.record import RunDirectory
 from ddq_search.search import search
-from ddq_search.training import SameBatches
 
 SETTINGS = {
     "model.name": "mlp", "data.name": "digits", "data.limit": 500, "device.profile": "cortex-a53-rpi3-lowbit-neon",
@@ -77,3 +78,12 @@ def test_too_few_or_too_many_images(tmp_path):
         run(tmp_path, **{"search.ptq_images": 32})
     with pytest.raises(ConfigError, match="ptq_images"):
         load_config(None, {"search.ptq_images": 2000})
+
+
+def test_a_given_policy_becomes_what_the_search_makes_of_it(tmp_path):
+    problem, front = run(tmp_path / "search")
+    point = front.points[0]
+    given = quantize_policy(problem, RunDirectory(tmp_path / "given"), point.policy)
+    assert given.validation == point.validation
+    for name, value in point.net.state_dict().items():
+        assert name.startswith("gates.") or torch.equal(value, given.net.state_dict()[name]), name
