@@ -10,9 +10,11 @@ from __future__ import annotations
 from ddq_search.batches import SameBatches
 from ddq_search.errors import ConfigError
 from ddq_search.judgement import Candidate, Front
+from ddq_search.methods import INFERRING, MIXING
 from ddq_search.policy import Policy
 from ddq_search.problem import STATISTICS_EPOCH, Problem, inputs
 from ddq_search.record import RunDirectory
+from ddq_search.relaxed import search_relaxed
 from ddq_search.stages import Stages, begin
 from ddq_search.supernet import Supernet
 from ddq_search.training import Progress, Silent
@@ -26,6 +28,8 @@ def ptq(problem: Problem, record: RunDirectory, progress: Progress | None = None
         RunError: a checkpoint or file cannot be used.
     """
     stages, teacher = _prepared(problem, record, progress or Silent())
+    if problem.config.search.method in (*MIXING, *INFERRING):
+        return search_relaxed(stages, teacher, problem.config.search.method)
     net = _calibrated(stages, teacher)
     return stages.conclude(stages.train_gates(net, teacher, problem.config.search.solve_steps), teacher)
 
