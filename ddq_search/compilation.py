@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ddq_search.distributed import world_size
 
 Forward = Callable[[Tensor], Tensor]
+_REASON = 200
+"""Characters of a compiler's complaint that a note repeats."""
 
 
 class CompiledForward:
@@ -57,8 +59,8 @@ class CompiledForward:
                 compiled(x).sum().backward()
             self._compiled = compiled
         except Exception as error:
-            reason = next(iter(str(error).strip().splitlines()), "no reason given")
-            self._tell(f"training.compile is left out, this platform cannot: {type(error).__name__}: {reason[:200]}")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._tell(f"training.compile is left out, this platform cannot: {reason[:_REASON]}")
         finally:
             logger.setLevel(level)
             for parameter in module.parameters():

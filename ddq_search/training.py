@@ -209,7 +209,7 @@ def _backward(phase: Phase, loss: Tensor, *, last: bool) -> bool:
     leaves = [] if phase.batch_leaves is None else phase.batch_leaves()
     if last:
         leaves += [p for optimizer, _ in phase.optimizers for group in optimizer.param_groups for p in group["params"]]
-    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    gradients = [leaf.grad for leaf in dict.fromkeys(leaves) if leaf.grad is not None]
     distributed.sum_in_place(gradients)
     return scale is None or scale.restore(gradients)
 

@@ -94,3 +94,39 @@ def test_facts_for_the_history():
     assert len(facts["expected_by_set"]) == 2
     assert set(facts["gates"]) == {v.name for v in net.space.searched}
     assert all(sum(p) == pytest.approx(1, abs=1e-3) for p in facts["gates"].values())
+
+
+def test_the_pull_on_gates_and_their_way_by_hand():
+    """From ĝ = 0.6, c = (0.8, 0.64) and p = (0.2, 0.16, 0.64); at ĝ = 0, c = (½, ¼) and p = (½, ¼, ¼)."""
+    net, _, _, gates = training([10.0, 20.0])
+    first, second, *rest = [v.name for v in net.space.searched]
+    rows = [index for index, v in enumerate(net.space.variables) if v.name in (first, second)]
+    with torch.no_grad():
+        net.gates.own[0][rows[0]] = 0.0
+    gates.sensitivity[rows[1]] = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    gates.weight.fill_(0.1)
+    facts = gates.facts()
+    assert facts["gate_movement"] == {
+        first: 0.195,
+        second: 0.0,
+        **dict.fromkeys(rest, 0.0),
+    }  # ½ (0.3 + 0.09 + 0.39) / 2
+    assert facts["gate_gradient_norms"] == {first: 0.0, second: 5.0, **dict.fromkeys(rest, 0.0)}
+    assert set(facts) > set(gate_facts(net, gates._lagrangian, gates._tables))
+
+
+def test_before_the_first_step_nothing_pulls_and_nothing_has_moved():
+    net, _, _, gates = training([10.0])
+    facts = gates.facts()
+    assert facts["gate_movement"] == facts["gate_gradient_norms"] == {v.name: 0.0 for v in net.space.searched}
+
+
+def test_the_pull_is_that_of_the_averaged_task_gradient():
+    net, _, _, gates = training([10.0])
+    step(net, gates)
+    gradient = gates._sampled.grad.double()  # after one step, the average is its gradient
+    norms = gates.facts()["gate_gradient_norms"]
+    for row, variable in enumerate(net.space.variables):
+        if len(variable.candidates) > 1:
+            assert norms[variable.name] == pytest.approx(gradient[row].norm().item(), rel=1e-3)
+            assert norms[variable.name] > 0
