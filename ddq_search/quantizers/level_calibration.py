@@ -16,6 +16,8 @@ from ddq_search.quantizers.merging import look_up, nearest
 _FRACTIONS = torch.linspace(0.025, 1.25, 50).tolist()
 _ITERATIONS = 30
 _BINS = 1024
+_SAMPLE = 16384
+"""Values, evenly chosen by rank, that levels are fitted to."""
 _SMALLEST = 1e-12
 
 
@@ -52,6 +54,7 @@ def best_scales(rows: Tensor, tables: Sequence[Tensor], largest: Tensor, *, shar
 def lloyd_levels(sample: Tensor, count: int) -> Tensor:
     """Returns ``count`` ascending levels of (locally) least squared error for a sample of values ``[E]``."""
     ordered = sample.sort().values
+    ordered = ordered[:: -(-ordered.numel() // _SAMPLE)]
     levels = _dense_levels(ordered, count)
     for _ in range(_ITERATIONS):
         owner = nearest(ordered, levels).long()

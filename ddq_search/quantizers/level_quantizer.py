@@ -35,7 +35,9 @@ Window = Literal["levels", "half_step", "everywhere"]
 
 _SMALLEST = 1e-8
 _CALIBRATION_VALUES = 512
-"""Values per output channel on which a scale is judged."""
+"""Weights per output channel on which a scale is judged."""
+_ACTIVATION_VALUES = 8192
+"""Activations on which a scale is judged; the largest is taken over all."""
 
 
 class LevelQuantizer(Quantizer):
@@ -255,9 +257,11 @@ class LevelActivations(LevelQuantizer, ActivationQuantizer):
     def calibrate(self, sample: Tensor) -> None:
         """Fits the levels to a sample of the tensor's values, then the scale."""
         flat = sample.detach().flatten()
+        flat = flat.relu() if self.nonnegative else flat
         self.known.zero_()
-        self.fit_levels(flat.relu() if self.nonnegative else flat)
-        self._fit_scales(flat[None], flat.abs().amax(0, keepdim=True).clamp_min(_SMALLEST))
+        self.fit_levels(flat)
+        largest = flat.abs().amax(0, keepdim=True).clamp_min(_SMALLEST)
+        self._fit_scales(flat[None, :: -(-flat.numel() // _ACTIVATION_VALUES)], largest)
 
     def grid(self, choice: int) -> ActivationGrid:
         """As the contract says; these levels are no affine grid unless one was given."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -21,7 +21,7 @@ from ddq_search.quantizers.contract import ActivationQuantizer, WeightQuantizer
 GROUP = "ddq_search.quantizers"
 """Group of the entry points."""
 
-_MODULES = ("uniform", "levels", "calibrations", "multipoint", "lsq", "pact", "dorefa")
+_MODULES = ("uniform", "levels", "calibrations", "multipoint", "lsq", "pact", "dorefa", "dq")
 """Modules of this package that define ``FAMILIES``."""
 
 
@@ -38,6 +38,7 @@ class Family:
         points: number of further points of multipoint weights (`ddq_search.discrete.Point`), each of the same bits.
         uniform_activations: activations lie on an affine grid, so integer programs can run them.
         trained: steps or levels are learned; otherwise calibration alone sets them.
+        exceptions: laws of `ddq_search.quantizers.conformance` that do not hold, with the reason.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Family:
     points: int = 0
     uniform_activations: bool = True
     trained: bool = True
+    exceptions: Mapping[str, str] = field(default_factory=dict)
 
 
 @cache
