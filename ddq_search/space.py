@@ -7,6 +7,7 @@ an index into the variable's candidate bitwidths, ascending.
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -90,10 +91,14 @@ class SearchSpace:
                 raise SpaceError(f"{foreign[0]!r} has {what} but is no weight variable of the search space")
 
     def __getitem__(self, name: str) -> Variable:
-        for variable in self.variables:
-            if variable.name == name:
-                return variable
-        raise SpaceError(f"no variable {name!r} in the search space")
+        found = self._by_name.get(name)
+        if found is None:
+            raise SpaceError(f"no variable {name!r} in the search space")
+        return found
+
+    @functools.cached_property
+    def _by_name(self) -> Mapping[str, Variable]:
+        return {variable.name: variable for variable in self.variables}
 
     @property
     def searched(self) -> tuple[Variable, ...]:

@@ -14,6 +14,8 @@ Legend: a *step* is an index into the schedule; a *live range* is (first step, l
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -151,19 +153,21 @@ def _lowest_gaps(
     order: Iterable[str], ranges: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]
 ) -> tuple[dict[str, int], int]:
     offsets: dict[str, int] = {}
+    alive: defaultdict[int, list[str]] = defaultdict(list)  # step → placed buffers alive in it
+    begun: defaultdict[int, list[str]] = defaultdict(list)  # step → placed buffers whose live range begins there
     for name in order:
         first, last = ranges[name]
-        met = sorted(
-            (offset, sizes[other])
-            for other, offset in offsets.items()
-            if ranges[other][0] <= last and first <= ranges[other][1]
-        )
+        others = itertools.chain(alive[first], *(begun[step] for step in range(first + 1, last + 1)))
+        met = sorted((offsets[other], sizes[other]) for other in others)
         end = 0
         for offset, size in met:
             if offset - end >= sizes[name]:
                 break
             end = max(end, offset + size)
         offsets[name] = end
+        begun[first].append(name)
+        for step in range(first, last + 1):
+            alive[step].append(name)
     return offsets, max((offset + sizes[name] for name, offset in offsets.items()), default=0)
 
 
