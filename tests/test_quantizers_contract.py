@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,6 +210,18 @@ def test_a_family_says_what_it_is():
     ):
         with pytest.raises(AssertionError, match=problem):
             check_family(wrong)
+
+
+def test_the_documented_family_keeps_the_contract():
+    text = (Path(__file__).parent.parent / "docs" / "own-quantizer.md").read_text(encoding="utf-8")
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:2]:
+        exec(block, names)
+    names["test_my_family"]()
+    weight = torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
+    quantizer = names["FAMILY"].weights((4,), 2)
+    quantizer.calibrate(weight)
+    assert float(quantizer.levels(weight, 0).max()) == pytest.approx(3.0, rel=0.05)
 
 
 # -- exported integers equal evaluated values ---------------------------------------------------------------------
