@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ddq_search.errors import ConfigError, PolicyError
+from ddq_search.quantizers.choice_of_families import Quantizers
 from ddq_search.quantizers.level_calibration import lloyd_levels
 from ddq_search.quantizers.levels import (
     AveragedActivations,
@@ -19,7 +20,12 @@ from ddq_search.quantizers.levels import (
 )
 from ddq_search.quantizers.merging import merged, nearest
 from ddq_search.quantizers.nearest_level import Backward, Levels, QuantizeToLevels
+from ddq_search.space import build_space
+from ddq_search.supernet import Supernet
+from ddq_search.trace import trace
+from tests.networks import MODELS, sample_images
 from tests.test_quantizers_merging import block_matrix, gaussian
+from tests.toys import AnyDevice
 
 WEIGHTS = (AveragedWeights, LearnedWeights, PowerOfTwoWeights)
 ACTIVATIONS = (AveragedActivations, LearnedActivations, PowerOfTwoActivations)
@@ -333,3 +339,25 @@ def test_non_uniform_activations_have_no_grid_unless_one_was_given(cls):
 def test_too_many_bits_are_refused():
     with pytest.raises(ConfigError, match="at most 8 bits, not 16"):
         LearnedActivations((8, 16), True)
+
+
+@pytest.mark.parametrize("name", ["averaged", "learned", "power-of-two"])
+def test_a_search_step_with_level_vectors_everywhere(name):
+    """Weights and activations at sampled candidates: one backward reaches weights, levels, scales and all gates."""
+    torch.manual_seed(0)
+    model = MODELS["Residual"]()
+    graph = trace(model, torch.zeros(2, 3, 9, 9))
+    net = Supernet(model, graph, build_space(graph, AnyDevice()), quantizers=Quantizers((name,), (name,)))
+    images = sample_images(8)
+    net.calibrate([images])
+    net.train()
+    net.sample(0, torch.full((len(net.space.variables),), 0.5))
+    (net(images) * gaussian(5)).sum().backward()
+    for key, parameter in net.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), key
+    for key, parameter in net.model.named_parameters():
+        assert torch.count_nonzero(parameter.grad) > 0, key
+    first, second = net.gates.own[0].grad.unbind(1)
+    assert torch.count_nonzero(first) == torch.count_nonzero(net.gates.exists[:, 0])
+    more = torch.count_nonzero(second) / torch.count_nonzero(net.gates.exists[:, 1])
+    assert more > 0.9 or name == "power-of-two"  # whose weights have the same levels at 4 bits and at 8

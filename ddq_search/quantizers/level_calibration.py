@@ -53,7 +53,7 @@ def best_scales(rows: Tensor, tables: Sequence[Tensor], largest: Tensor, *, shar
 
 def lloyd_levels(sample: Tensor, count: int) -> Tensor:
     """Returns ``count`` ascending levels of (locally) least squared error for a sample of values ``[E]``."""
-    ordered = sample.sort().values
+    ordered = sample.cpu().sort().values  # sums in float64, which not every device has
     ordered = ordered[:: -(-ordered.numel() // _SAMPLE)]
     levels = _dense_levels(ordered, count)
     for _ in range(_ITERATIONS):
@@ -61,7 +61,7 @@ def lloyd_levels(sample: Tensor, count: int) -> Tensor:
         members = torch.bincount(owner, minlength=count)
         sums = torch.bincount(owner, ordered.double(), minlength=count)
         levels = torch.where(members > 0, (sums / members.clamp_min(1)).to(levels.dtype), levels).sort().values
-    return levels
+    return levels.to(sample)
 
 
 def _dense_levels(ordered: Tensor, count: int) -> Tensor:

@@ -106,7 +106,7 @@ class QuantizeToLevels(torch.autograd.Function):
         at = Levels(levels, scale, fine)
         found = codes(x, at)
         ctx.save_for_backward(x, levels, scale, found.to(torch.uint8))
-        return take_levels(at, found)
+        return take_levels(at, found).to(x.dtype)
 
     @staticmethod
     @once_differentiable
