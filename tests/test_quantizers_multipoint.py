@@ -21,6 +21,7 @@ from ddq_search.integer.lowering import lower
 from ddq_search.integer.serialize import encode
 from ddq_search.packing import layer_bytes, point_bytes, weight_bytes
 from ddq_search.policy import uniform
+from ddq_search.quantizers.choice_of_families import Quantizers
 from ddq_search.quantizers.multipoint import MultipointWeights
 from ddq_search.quantizers.registry import family
 from ddq_search.space import build_space
@@ -196,7 +197,7 @@ def test_the_price_is_what_is_written_and_integers_compute_what_training_compute
     device = cost_model("cortex-a53-rpi3-lowbit-neon")
     space = build_space(graph, device)
     space = replace(space, further_points={v.name: 1 for v in space.variables if v.role == "weights"})
-    net = Supernet(model, graph, space, families=("multipoint", "uniform")).eval()
+    net = Supernet(model, graph, space, quantizers=Quantizers(("multipoint",))).eval()
     net.calibrate([sample_images(8)])
     policy = uniform(space, bits, 8)
     network = net.discretize(policy)

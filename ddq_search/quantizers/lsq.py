@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ddq_search.precision import FLOAT_BITS, activation_code_range, weight_code_range
 from ddq_search.quantizers.clipped import QuantizeClipped
-from ddq_search.quantizers.contract import Quantizer, WeightNumbers, WeightQuantizer
+from ddq_search.quantizers.contract import WeightNumbers, WeightQuantizer
 from ddq_search.quantizers.registry import Family
 from ddq_search.quantizers.straight_through import Grid
 from ddq_search.quantizers.uniform import UniformActivations, UniformQuantizer
@@ -62,8 +62,6 @@ class LsqWeights(UniformQuantizer, WeightQuantizer):
         return QuantizeClipped.apply(  # type: ignore[no-any-return]
             x, self.log_steps, None, cumulative, tuple(self.grids), choice, 1.0, factor, True
         )
-
-    mix = Quantizer.mix
 
     @torch.no_grad()
     def levels(self, x: Tensor, choice: int) -> Tensor:
@@ -114,8 +112,6 @@ class LsqActivations(UniformActivations):
     def fake_quantize(self, x: Tensor, choice: int, cumulative: Tensor | None = None) -> Tensor:
         """As the contract says."""
         return self._clipped(x, choice, cumulative, None)
-
-    mix = Quantizer.mix
 
     def _clipped(self, x: Tensor, choice: int, cumulative: Tensor | None, offsets: Tensor | None) -> Tensor:
         grid = self.grids[choice]
