@@ -1,6 +1,6 @@
 """The policy of least summed sensitivity within the limits: an integer linear program over the cost tables.
 
-Source: Yao et al., HAWQ-V3: Dyadic Neural Network Quantization, ICML 2021 (arXiv 2011.10680), section 3.4: one
+Source: Yao et al., HAWQ-V3: Dyadic Neural Network Quantization, ICML 2021 (arXiv 2011.10680): one
 sensitivity per layer and precision, their sum minimised subject to size, bit operations or latency. Here the costs are
 the factors of the device (tables over up to three tensors, so the program stays exact where a layer's latency depends
 on weights *and* inputs), all budgets hold at once, and activation tensors have precisions of their own.

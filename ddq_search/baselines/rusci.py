@@ -10,9 +10,9 @@ whose share of all weight bytes lies less than `MARGIN` below the largest share;
 and matter more, go later. Bias and requantization parameters count.
 
 Source: Rusci, Capotondi, Benini, Memory-Driven Mixed Low Precision Quantization for Enabling Deep Network Inference on
-Microcontrollers, MLSys 2020 (arXiv 1905.13082), section 4 and the authors' published implementation. Ours:
-graphs with branches (all inputs of an operation count), tied tensors, candidates other than 2, 4 and 8 bits, and a
-rule that is asked again for a little less while the planned arena, which also holds scratch and skipped tensors,
+Microcontrollers, MLSys 2020 (arXiv 1905.13082); the order of cuts is that of the authors' published implementation.
+Ours: graphs with branches (all inputs of an operation count), tied tensors, candidates other than 2, 4 and 8 bits, and
+a rule that is asked again for a little less while the planned arena, which also holds scratch and skipped tensors,
 exceeds the budget.
 """
 
