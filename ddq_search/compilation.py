@@ -2,7 +2,8 @@
 
 Whether it can is tried out on the first batch of a phase, forward and backward, before anything is learned from it: a
 compiler that is missing or gives up costs one line and the try. Only batches of that batch's shape run compiled, so
-nothing is compiled in mid-training. In search phases the choices change with every step; those stay eager.
+nothing is compiled in mid-training. Choices are tensors to a compiled network (`ddq_search.quantizers.traced`), so one
+graph serves a search whose choices change with every step; networks that mix their candidates stay eager.
 """
 
 from __future__ import annotations
@@ -56,15 +57,14 @@ class CompiledForward:
                 logger.setLevel(logging.ERROR)  # where the compiler leaves gaps is nothing the user can mend
                 torch.compiler.reset()  # what other phases compiled
                 compiled = torch.compile(lambda images: module(images), dynamic=False, backend=self._backend)
-                compiled(x).sum().backward()
+                trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+                torch.autograd.grad(compiled(x).sum(), trained, allow_unused=True)
             self._compiled = compiled
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             self._tell(f"training.compile is left out, this platform cannot: {reason[:_REASON]}")
         finally:
             logger.setLevel(level)
-            for parameter in module.parameters():
-                parameter.grad = None
             with torch.no_grad():
                 for name, buffer in module.named_buffers():
                     buffer.copy_(before[name])

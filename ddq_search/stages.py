@@ -16,7 +16,7 @@ from ddq_search import front as fronts
 from ddq_search.batches import FirstBatches, TrainingBatches
 from ddq_search.budget import LABELS, show
 from ddq_search.compilation import CompiledForward
-from ddq_search.compute import trainable_compute
+from ddq_search.compute import trainable_compute, widened
 from ddq_search.config import TrainingConfig
 from ddq_search.errors import BudgetError
 from ddq_search.gate_training import GateTraining
@@ -132,7 +132,7 @@ class Stages:
         return net, self._measure_float(net, "validation")
 
     def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
-        forward = CompiledForward(net, self.progress.note) if self.settings.compile else net
+        forward = self._forward(net)
 
         def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
             value = self.task_loss(forward(x), x, y, teacher)
@@ -142,6 +142,9 @@ class Stages:
         if self.settings.ema_decay:
             phase.averaged = moving_average(net, self.settings.ema_decay)
         return phase
+
+    def _forward(self, net: Supernet) -> Callable[[Tensor], Tensor]:
+        return CompiledForward(net, self.progress.note) if self.settings.compile else net
 
     def phase(
         self, name: str, net: Supernet, optimizers: list[tuple[torch.optim.Optimizer, float]], loss: BatchLoss,
@@ -157,12 +160,12 @@ class Stages:
 
     def task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
         """Returns the loss of a batch, part of it the distance to the teacher's output."""
-        weight, output = self.settings.distillation, output.float()
+        weight, output = self.settings.distillation, widened(output)
         if teacher is None or weight == 0:
             return self.task.loss(output, y)
         teacher.eval()
         with torch.no_grad():
-            reference = teacher(x).float()
+            reference = widened(teacher(x))
         distance = self.task.distance(output, reference)
         return distance if weight == 1 else (1 - weight) * self.task.loss(output, y) + weight * distance
 
@@ -193,6 +196,34 @@ class Stages:
         ]
         self.train(self._gated_phase("joint", net, teacher, aims, optimizers, self.settings.joint_epochs))
         return _searched(net, aims)
+
+    def train_supernet(self, teacher: Supernet) -> Supernet:
+        """Trains weights and quantizers for every candidate precision, whatever the budgets.
+
+        Each step computes a random policy. Policies differ in how many precise tensors they have as much as in which:
+        a step draws a level between all narrowest and all widest first, then every variable around it.
+        """
+        net = self.problem.placed_supernet()
+        net.model.load_state_dict(teacher.model.state_dict())
+        net.calibrate(inputs(self.problem, self.settings.calibration_batches))
+        variables, seed = self.problem.space.variables, self.problem.config.seed
+        counts = torch.tensor([len(variable.candidates) for variable in variables])
+        forward = self._forward(net)
+
+        def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            level, noise = torch.rand(1, generator=generator), torch.rand(len(counts), generator=generator)
+            drawn = ((level + noise - 0.5).clamp(0, 0.999) * counts).long().tolist()
+            net.set_policy({v.name: v.candidates[index] for v, index in zip(variables, drawn, strict=True)})
+            value = self.task_loss(forward(x), x, y, teacher)
+            return value, {"loss": f"{value.item():.3f}"}
+
+        optimizers = [
+            (self.weight_optimizer(net), self.settings.joint_rate),
+            (torch.optim.Adam(net.quantizers.parameters()), self.settings.step_rate),
+        ]
+        self.train(self.phase("joint", net, optimizers, loss, self.settings.joint_epochs))
+        return net
 
     def train_gates(self, supernet: Supernet, teacher: Supernet, steps: int) -> Searched:
         """Searches all points with the weights and quantizers of a trained supernet, which stay as they are."""
@@ -255,12 +286,13 @@ class Stages:
         limits = [aim.limits for aim in aims]
         lagrangian = AugmentedLagrangian(limits, penalty=config.penalty, rate=config.multiplier_rate)
         gates = GateTraining(net, tables, lagrangian)
+        forward = self._forward(net)
 
         def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
             index = number % net.gates.sets
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             gates.sample(index, torch.rand(variables, generator=generator))
-            value = self.task_loss(net(x), x, y, teacher)
+            value = self.task_loss(forward(x), x, y, teacher)
             shown = {"loss": f"{value.item():.3f}", "point": str(index)}
             for cost, limit in lagrangian.targets[index].items():
                 if gates.expected:

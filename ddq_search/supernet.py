@@ -29,6 +29,7 @@ from ddq_search.precision import FLOAT_BITS, ActivationGrid
 from ddq_search.quantizers.choice_of_families import UNIFORM, Quantizers
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightQuantizer
 from ddq_search.quantizers.gates import Gates, choose
+from ddq_search.quantizers.uniform import UniformQuantizer
 from ddq_search.space import SearchSpace
 
 _ON_GRID_ALREADY = SAME_GRID - {"avg_pool2d"}
@@ -92,7 +93,7 @@ class Supernet(nn.Module):
         if input_grid is not None:
             self._activation_quantizer("input").set_grid(input_grid.scale, input_grid.zero_point)
         self.mode = "float"
-        self._choices: list[int] = [0] * len(space.variables)
+        self._choose([0] * len(space.variables))
         self._cumulative: tuple[Tensor, ...] | None = None
         self._shares: tuple[Tensor, ...] = ()
         self._observed: dict[str, list[Tensor]] | None = None
@@ -154,7 +155,8 @@ class Supernet(nn.Module):
             if bits not in variable.candidates:
                 raise PolicyError(f"{variable.name!r}: {bits} bits is not among {list(variable.candidates)}")
             choices.append(variable.candidates.index(bits))
-        self._choices, self._cumulative, self.mode = choices, None, "fixed"
+        self._choose(choices)
+        self._cumulative, self.mode = None, "fixed"
 
     def sample(self, index: int, uniform: Tensor) -> Tensor:
         """Draws a candidate for every variable from one gate set and lets its gates receive gradients.
@@ -172,9 +174,13 @@ class Supernet(nn.Module):
 
     def sample_from(self, cumulative: Tensor, uniform: Tensor) -> None:
         """As `sample`, from given ``c`` ``[V, C − 1]``, which receives the task gradient."""
-        self._choices = choose(cumulative, uniform)
+        self._choose(choose(cumulative, uniform))
         self._cumulative = cumulative.unbind(0)
         self.mode = "gated"
+
+    def _choose(self, choices: list[int]) -> None:
+        self._choices = choices
+        self._chosen = torch.tensor(choices, device=self.gates.exists.device)  # what a compiled graph reads
 
     def mix(self, shares: Tensor) -> None:
         """Weighs the columns of every variable's quantizer: ``[V, C]``, rows sum to 1, zeros beyond its columns."""
@@ -246,6 +252,8 @@ class Supernet(nn.Module):
         gates = None
         if self._cumulative is not None and len(quantizer.candidates) > 1:
             gates = self._cumulative[row][: len(quantizer.candidates) - 1]
+        if torch.compiler.is_compiling() and isinstance(quantizer, UniformQuantizer):
+            return quantizer.fake_quantize(value, self._chosen.narrow(0, row, 1), gates)
         return quantizer.fake_quantize(value, self._choices[row], gates)
 
     def _compute(self, op: Operation, arguments: list[Tensor]) -> Tensor:

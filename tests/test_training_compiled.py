@@ -132,3 +132,29 @@ def test_inductor_agrees_with_eager(mode):
     for ours, theirs in zip(gradients(net, forward, x), gradients(other, other, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     assert notes == []
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_search_is_one_graph_for_every_choice():
+    net, other, graphs, notes = tiny(), tiny(), [], []
+    other.load_state_dict(net.state_dict())
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    forward = CompiledForward(net, notes.append, backend)
+    variables = len(net.space.variables)
+    for seed in range(4):
+        x, found = sample_images(8, seed=seed), []
+        for each, run in ((net, forward), (other, other)):
+            cumulative = each.gates.cumulative(0).detach().requires_grad_()
+            each.sample_from(cumulative, torch.full((variables,), 0.2 + seed / 4))
+            each.zero_grad(set_to_none=True)
+            run(x).square().sum().backward()
+            found.append([cumulative.grad, *(p.grad for p in each.parameters() if p.grad is not None)])
+        assert float(found[0][0].abs().sum()) > 0
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 1
+    assert notes == []

@@ -20,6 +20,7 @@ from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, Weigh
 from ddq_search.quantizers.mixing import MixPasses
 from ddq_search.quantizers.registry import Family
 from ddq_search.quantizers.straight_through import Estimate, Grid, codes, quantize_with_gates
+from ddq_search.quantizers.traced import TracedPasses, bounds
 
 _SMALLEST = 1e-8
 _CALIBRATION_VALUES = 1024
@@ -64,8 +65,13 @@ class UniformQuantizer(Quantizer):
         """
         return least_squared_error(rows, full, grid)
 
-    def fake_quantize(self, x: Tensor, choice: int, cumulative: Tensor | None = None) -> Tensor:
+    def fake_quantize(self, x: Tensor, choice: int | Tensor, cumulative: Tensor | None = None) -> Tensor:
         """As the contract says; one fused autograd function."""
+        if isinstance(choice, Tensor):
+            limits = bounds(tuple(self.grids), x.device)
+            return TracedPasses.apply(  # type: ignore[no-any-return]
+                x, self.steps(x), cumulative, limits, choice, self.gradient_share
+            )
         if self.grids[choice] is None and cumulative is None:
             return x
         statistic = self.statistic(x)
