@@ -27,6 +27,7 @@ from ddq_search.baselines.hessian import squared_errors, traces
 from ddq_search.baselines.untrained import Untrained
 from ddq_search.distributed import from_first
 from ddq_search.errors import RunError
+from ddq_search.methods import quantizers_of
 from ddq_search.policy import uniform
 from ddq_search.problem import STATISTICS_EPOCH, inputs
 from ddq_search.record import RunDirectory
@@ -86,11 +87,10 @@ def _fingerprint(stages: Stages, teacher: Supernet, score: Score) -> str:
     settings = [stages.settings.calibration_batches, stages.settings.batch_size, stages.frozen]
     if score == "hessian":
         settings.append(problem.config.search.hessian_vectors)
-    variables = [
-        [variable.name, variable.candidates, type(quantizer).__qualname__]
-        for variable, quantizer in zip(problem.space.variables, teacher.quantizers, strict=True)
-    ]
-    document = [score, problem.config.seed, problem.source.fingerprint, settings, variables, digest.hexdigest()]
+    space = [[variable.name, variable.candidates] for variable in problem.space.variables]
+    quantizers = repr(quantizers_of(problem.config.search))
+    data = problem.source.fingerprint
+    document = [score, problem.config.seed, data, settings, space, quantizers, digest.hexdigest()]
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()[:32]
 
 
