@@ -88,6 +88,11 @@ class Compute:
         return self.layout == "channels_last" and x.ndim == 4
 
 
+def widened(output: Tensor) -> Tensor:
+    """Returns what a network computed in 16 bits as float32, anything wider as it is."""
+    return output.float() if output.dtype in _HALVES.values() else output
+
+
 def compute_of(settings: TrainingConfig) -> Compute:
     """Returns where and how these settings compute.
 

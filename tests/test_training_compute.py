@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ddq_search import batch_statistics, supernet
 from ddq_search import compute as places
-from ddq_search import supernet
 from ddq_search.compute import Compute, compute_of, trainable_compute
 from ddq_search.config import TrainingConfig, load_config
+from ddq_search.distributed import Part
 from ddq_search.errors import ConfigError, RunError
 from ddq_search.loss_scale import LossScale
 from ddq_search.record import RunDirectory
@@ -212,6 +213,18 @@ def test_quantizers_see_float32_within_autocast():
             assert torch.equal(result, exact[id(quantizer)])  # weights: bit for bit those of float32
     halved = [q.quantize(v.bfloat16(), c) for q, v, c, _ in seen]
     assert any(not torch.equal(a, q.quantize(v, c)) for a, (q, v, c, _) in zip(halved, seen, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_of_several_processes_are_float32_within_autocast(monkeypatch, dtype):
+    monkeypatch.setattr(batch_statistics, "gather", lambda tensor: tensor[None])
+    monkeypatch.setattr(batch_statistics, "sum_in_place", lambda tensors: None)
+    x = (3 + torch.randn(8, 4, 5, 5)).to(dtype)
+    norms = [torch.nn.BatchNorm2d(4) for _ in range(2)]
+    with Compute(precision="bf16").autocast():
+        found = batch_statistics.normalize(norms[0], x, Part(batch=8, rank=0, parts=1, weight=1.0))
+    torch.testing.assert_close(found, norms[1](x.float()))
+    torch.testing.assert_close(norms[0].running_mean, norms[1].running_mean)
 
 
 def run(phase, path, compute, progress=None):
