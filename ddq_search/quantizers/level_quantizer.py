@@ -45,7 +45,8 @@ class LevelQuantizer(Quantizer):
 
     Attributes:
         gate_gradient: ``neighbours``: ``<g, x_q(k) − x_q(k−1)>``; ``through_z``: the derivative of ``U/Z_U`` times the
-            fine levels; ``constant_z``: the same with ``Z_U`` a constant. A step to float32 always has neighbours.
+            fine levels; ``constant_z``: the same with ``Z_U`` a constant. A step to float32, and levels that are not
+            merged, always have neighbours.
         nearest: a value looks for its nearest level among the ``merged`` ones, or among the fine ones (``raw``), whose
             block it then joins.
         window: where the input receives a gradient: between the extreme fine ``levels``, up to a ``half_step`` beyond
