@@ -19,6 +19,7 @@ from ddq_search.graph import ModelGraph, to_json
 from ddq_search.integer.lowering import lower
 from ddq_search.methods import quantizers_of
 from ddq_search.policy import Policy
+from ddq_search.precision import FLOAT_BITS
 from ddq_search.quantizers.choice_of_families import UNIFORM, Quantizers
 from ddq_search.space import Rule, SearchSpace, build_space
 from ddq_search.supernet import Supernet
@@ -126,8 +127,21 @@ def inputs(problem: Problem, count: int) -> Iterator[Tensor]:
     return (x for x, _ in problem.compute.placed(itertools.islice(batches, count)))
 
 
+@torch.no_grad()
+def _evaluate_as_trained(problem: Problem, net: Supernet, policy: Policy, split: Split) -> Measure:
+    net.set_policy(policy.bits)
+    net.eval()
+    batches = problem.compute.placed(problem.source.plain(split, EVALUATION_BATCH))
+    return measure(problem.task, [(net(x), y) for x, y in batches])
+
+
 def evaluate_policy(problem: Problem, net: Supernet, policy: Policy, split: Split) -> Measure:
-    """Returns loss and metric of a trained policy, computed on integer codes."""
+    """Returns loss and metric of a trained policy, computed on integer codes.
+
+    A policy that leaves tensors in float32, which no device of ours runs, is computed as it was trained.
+    """
+    if FLOAT_BITS in policy.bits.values():
+        return _evaluate_as_trained(problem, net, policy, split)
     where = problem.compute.integer_device
     evaluator = IntegerEvaluator(lower(net.discretize(policy.bits), problem.device.arithmetic), where)
     batches = problem.source.plain(split, EVALUATION_BATCH)

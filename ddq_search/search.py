@@ -39,15 +39,20 @@ def search(problem: Problem, record: RunDirectory, progress: Progress | None = N
     begin(problem, record, progress)
     stages = Stages(problem, record, progress)
     teacher = stages.train_float()
-    front = _front(stages, teacher, problem.config.search.method)
+    front = front_of(stages, teacher)
     if problem.config.search.baselines:
         run_baselines(stages, teacher, problem.config.search.baselines)
     return front
 
 
-def _front(stages: Stages, teacher: Supernet, method: str) -> Front:
-    if method in KINDS:
-        return run_method(stages, teacher, method)
-    if method in (*MIXING, *INFERRING):
-        return search_relaxed(stages, teacher, method)
+def front_of(stages: Stages, teacher: Supernet) -> Front:
+    """Searches from a trained float model with the configured method; writes the front into the run directory."""
+    config = stages.problem.config.search
+    if config.method in KINDS:
+        return run_method(stages, teacher, config.method)
+    if config.method in (*MIXING, *INFERRING):
+        return search_relaxed(stages, teacher, config.method)
+    if config.mode == "supernet":
+        supernet = stages.train_supernet(teacher)
+        return stages.conclude(stages.train_gates(supernet, teacher, config.solve_steps), teacher)
     return stages.conclude(stages.train_jointly(teacher), teacher)
