@@ -97,6 +97,43 @@ class Classification:
         return 100.0 * (output.argmax(-1) == target)
 
 
+BEST_PSNR_DB = 100.0
+"""Ratio of an image without any error, whose own would be infinite."""
+
+
+@dataclass(frozen=True)
+class SuperResolution:
+    """Mean squared error and peak signal-to-noise ratio of images ``[N, C, H, W]`` with pixels in 0 … 1.
+
+    ``border`` pixels along every edge count nowhere: convolutions see padding there that a larger image would fill.
+    Losses are 100 times the error, about 0.1 to 1.
+    """
+
+    border: int = 0
+    metric: str = "PSNR"
+    direction: Literal["max", "min"] = "max"
+    unit: str = "dB"
+    loss_name: str = "100 x mean squared error"
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """100 times the mean squared error."""
+        return 100.0 * F.mse_loss(self._inside(output), self._inside(target))
+
+    def distance(self, output: Tensor, reference: Tensor) -> Tensor:
+        """100 times the mean squared difference to the reference's images."""
+        return 100.0 * F.mse_loss(self._inside(output), self._inside(reference))
+
+    def score(self, output: Tensor, target: Tensor) -> Tensor:
+        """``-10 log10`` of every image's mean squared error over pixels and channels, in dB, outputs cut to 0 … 1."""
+        difference = self._inside(output).double().clamp(0, 1) - self._inside(target).double()
+        squared = difference.square().flatten(1).mean(1)
+        return -10.0 * squared.clamp(min=10 ** (-BEST_PSNR_DB / 10)).log10()
+
+    def _inside(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        return images[:, :, self.border : height - self.border, self.border : width - self.border]
+
+
 @dataclass(frozen=True)
 class Measure:
     """Mean loss and metric over a split."""

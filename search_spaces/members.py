@@ -12,7 +12,7 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +27,8 @@ IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".
 SPLITS = ("train", "test")
 LARGEST_FILE_BYTES = 64 * 2**20
 """An image file larger than this is refused rather than read into memory."""
+
+Wanted = Callable[[Path, str], bool]
 
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
@@ -56,19 +58,28 @@ def list_folder(path: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_members(path: Path) -> Iterator[Member]:
+def _placed(path: Path, name: str) -> bool:
+    return locate(path, name, False) is not None
+
+
+def read_members(path: Path, wanted: Wanted = _placed) -> Iterator[Member]:
     """Yields the members of a folder or archive, in stored order.
+
+    Args:
+        path: the folder or archive.
+        wanted: which files are read, by the path of the source and their name inside; by default those that `locate`
+            places.
 
     Raises:
         ConfigError: the archive is damaged, or a file cannot be read.
     """
     try:
         if path.is_dir():
-            yield from _from_folder(path)
+            yield from _from_folder(path, wanted)
         elif path.suffix.lower() == ".zip":
-            yield from _from_zip(path)
+            yield from _from_zip(path, wanted)
         else:
-            yield from _from_tar(path)
+            yield from _from_tar(path, wanted)
     except (OSError, EOFError, RuntimeError, NotImplementedError, tarfile.TarError, zipfile.BadZipFile,
             lzma.LZMAError, zlib.error) as error:  # fmt: skip
         reason = str(error) or type(error).__name__
@@ -129,35 +140,35 @@ def decode(path: Path, name: str, content: bytes, image_size: int | None, channe
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _from_folder(path: Path) -> Iterator[Member]:
+def _from_folder(path: Path, wanted: Wanted) -> Iterator[Member]:
     found = list_folder(path)
     for file in found:
         name = file.relative_to(path).as_posix()
         if file.is_dir():
             yield Member(name, None, len(found))
-        elif locate(path, name, False) is not None:
+        elif wanted(path, name):
             _within_limit(path, name, file.stat().st_size)
             yield Member(name, file.read_bytes(), len(found))
 
 
-def _from_zip(path: Path) -> Iterator[Member]:
+def _from_zip(path: Path, wanted: Wanted) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         for member in members:
             if member.is_dir():
                 yield Member(member.filename, None, len(members))
-            elif locate(path, member.filename, False) is not None:
+            elif wanted(path, member.filename):
                 _within_limit(path, member.filename, member.file_size)
                 yield Member(member.filename, archive.read(member), len(members))
 
 
-def _from_tar(path: Path) -> Iterator[Member]:
+def _from_tar(path: Path, wanted: Wanted) -> Iterator[Member]:
     _refuse_cut_off_tar(path)
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
             if member.isdir():
                 yield Member(member.name, None, None)
-            elif locate(path, member.name, False) is not None:
+            elif wanted(path, member.name):
                 stream = archive.extractfile(member) if member.isreg() else None
                 if stream is None:
                     raise ConfigError(f"{path}: {member.name} is a link or device; pack the files themselves")

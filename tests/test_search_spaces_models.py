@@ -13,11 +13,11 @@ from torch import nn
 from ddq_search.errors import ConfigError
 from ddq_search.graph import operations
 from ddq_search.trace import trace
-from search_spaces.models import build_model, list_models
+from search_spaces.models import FAMILIES, build_model
 from search_spaces.weights import load_weights
 
 
-@pytest.mark.parametrize("family", list_models())
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
 def test_every_family_maps_images_to_scores_and_traces(family: str, channels: int, size: int) -> None:
     model = build_model(family, channels, 7, size).eval()

@@ -27,7 +27,12 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML configur
 ModelName = Annotated[str | None, typer.Option("--model", help="family, torchvision:NAME or package.module:callable")]
 Weights = Annotated[str | None, typer.Option("--weights", help=".safetensors or .pth of the float model")]
 Data = Annotated[
-    str | None, typer.Option("--data", help="digits, synthetic[:CxHxWxK], torchvision:NAME, folder, archive or .npz")
+    str | None,
+    typer.Option(
+        "--data",
+        help="digits, synthetic[:CxHxWxK], torchvision:NAME, folder, archive or .npz; "
+        "to enlarge images: sample-images or patches:PATH",
+    ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="device profile: name or TOML file")]
 Latency = Annotated[str | None, typer.Option("--latency", help="budget: 12 (ms), or 80% of uniform 8 bit")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ddq_search.budget import LABELS, show
 from ddq_search.cli.tables import price_text
@@ -19,11 +20,14 @@ from ddq_search.policy import Policy
 from ddq_search.problem import Problem, inputs, pose
 from ddq_search.record import RunDirectory
 from ddq_search.supernet import Supernet
-from ddq_search.task import LoaderSource
+from ddq_search.task import Classification, DataSource, LoaderSource, SuperResolution, Task
 from hardware_models.devices import find_device
 from search_spaces.data import load_data
 from search_spaces.image_source import ImageSource
-from search_spaces.models import build_model
+from search_spaces.models import build_model, build_upscaler, build_without_data
+from search_spaces.patch_source import PatchSource
+from search_spaces.patches import is_patches, load_patches
+from search_spaces.super_resolution import REACH
 from search_spaces.weights import load_weights
 
 
@@ -36,12 +40,25 @@ def assemble(config: RunConfig) -> Problem:
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     device = find_device(config.device.profile, config.device.threads)
-    splits = load_data(config.data.name, config.seed, config.data.validation_fraction, config.data.limit)
-    torch.manual_seed(config.seed)
-    model = build_model(config.model.name, splits.channels, len(splits.classes), splits.image_size)
+    model, source, task = _learned(config)
     if config.model.weights is not None:
         load_weights(model, config.model.weights)
-    return pose(model, ImageSource(config.data.name, splits), device, config)
+    return pose(model, source, device, config, task)
+
+
+def _learned(config: RunConfig) -> tuple[nn.Module, DataSource, Task]:
+    """The model, untrained, its data, and the task that the data ask for."""
+    spec, data = config.model.name, config.data
+    if is_patches(data.name):
+        patches = load_patches(data.name, config.seed, data.validation_fraction, data.limit)
+        channels, height, width = patches.train.low.shape[1:]
+        torch.manual_seed(config.seed)
+        model = build_upscaler(spec, channels, patches.factor, (height, width))
+        return model, PatchSource(data.name, patches), SuperResolution(REACH * patches.factor)
+    splits = load_data(data.name, config.seed, data.validation_fraction, data.limit)
+    torch.manual_seed(config.seed)
+    model = build_model(spec, splits.channels, len(splits.classes), splits.image_size)
+    return model, ImageSource(data.name, splits), Classification()
 
 
 def posed_again(problem: Problem, config: RunConfig) -> Problem:
@@ -216,7 +233,7 @@ def assemble_shape(config: RunConfig, input_shape: str, classes: int) -> Problem
     if min(channels, height, width) < 1:
         raise ConfigError(f"--input {input_shape!r}: sizes must be positive")
     torch.manual_seed(config.seed)
-    model = build_model(config.model.name, channels, classes, (height, width))
+    model = build_without_data(config.model.name, channels, classes, (height, width))
     zeros = (torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.long))
     return pose(
         model, LoaderSource([zeros], [zeros]), find_device(config.device.profile, config.device.threads), config

@@ -23,6 +23,7 @@ from hardware_models.memory import plan_arena
 from hardware_models.model import ArmCostModel, cost_model
 from hardware_models.profile import list_profiles, load_profile
 from search_spaces.image_source import ImageSource
+from search_spaces.patch_source import PatchSource
 
 OWN_RUNTIME = "ddq-c"
 """Runtime of profiles that price our C kernels."""
@@ -86,6 +87,11 @@ def _executable(program: IntegerProgram, priced: Mapping[str, str]) -> dict[str,
 
 
 def _contract(problem: Problem) -> Contract:
+    if isinstance(problem.source, PatchSource):
+        return Contract(
+            "code = the pixel of the small image as it is, 0 to 255, channels in the order of the training data",
+            "the image enlarged; pixel = 255 * MODEL_OUTPUT_SCALE * (code - MODEL_OUTPUT_ZERO_POINT), cut to 0 to 255",
+        )
     if not isinstance(problem.source, ImageSource):
         return Contract()
     return Contract(

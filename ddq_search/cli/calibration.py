@@ -71,13 +71,14 @@ def _trace(name: str, size: str, classes: int) -> ModelGraph:
     import torch
 
     from ddq_search.trace import trace
-    from search_spaces.models import build_model
+    from search_spaces.models import build_without_data
 
     parts = size.lower().split("x")
     if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(f"input {size!r} of {name!r}: expected CxHxW, such as 3x32x32")
     channels, height, width = (int(part) for part in parts)
-    return trace(build_model(name, channels, classes, (height, width)), torch.zeros(1, channels, height, width))
+    model = build_without_data(name, channels, classes, (height, width))
+    return trace(model, torch.zeros(1, channels, height, width))
 
 
 def _report(

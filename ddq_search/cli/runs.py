@@ -25,6 +25,7 @@ from ddq_search.export.onnx_runtime import OnnxReport
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
 from ddq_search.record import RunDirectory, locked
+from ddq_search.task import Classification
 
 DEMO: dict[str, Any] = {
     "model.name": "resnet8",
@@ -255,8 +256,17 @@ def _verify(problem: Problem, record: RunDirectory, name: str, samples: int) -> 
     codes = sum(comparison.codes for comparison in result.tensors.values())
     state = "bit-exact" if result.bit_exact else "NOT bit-exact"
     tell(f"verify: {state} over {len(result.tensors)} tensors, {codes:,} codes, {result.samples} samples ({name})")
-    tell(f"  onnx: {_onnx_line(result.onnx)}" if result.onnx is not None else f"  onnx not run: {result.onnx_note}")
-    tell(f"  tflite: {_tflite_line(result.tflite)}" if result.tflite else f"  tflite not run: {result.tflite_note}")
+    scores = isinstance(problem.task, Classification)
+    tell(
+        f"  onnx: {_onnx_line(result.onnx, scores)}"
+        if result.onnx is not None
+        else f"  onnx not run: {result.onnx_note}"
+    )
+    tell(
+        f"  tflite: {_tflite_line(result.tflite, scores)}"
+        if result.tflite
+        else f"  tflite not run: {result.tflite_note}"
+    )
     tell(f"  C: {_c_line(result.c)}" if result.c is not None else f"  C not run: {result.c_note}")
     for line in result.problems():
         tell(f"  {line}")
@@ -271,20 +281,21 @@ def _c_line(c: CReport) -> str:
     return f"{verdict} on {', '.join(ran)}{''.join(not_run)}"
 
 
-def _tflite_line(tflite: LiteRtReport) -> str:
+def _tflite_line(tflite: LiteRtReport, scores: bool) -> str:
     exact = sum(not comparison.differing for comparison in tflite.operators.values())
     return (
         f"{exact} of {len(tflite.operators)} operators and the output ({tflite.end_to_end}) exact in "
-        f"{tflite.runtime} ({'passed' if tflite.passed else 'FAILED'}); "
-        f"{100 * tflite.program_top1_agreement:.2f} % same top-1 as the program"
+        f"{tflite.runtime} ({'passed' if tflite.passed else 'FAILED'}); against the program "
+        + (f"{100 * tflite.program_top1_agreement:.2f} % same top-1" if scores else f"{tflite.program_end_to_end}")
     )
 
 
-def _onnx_line(onnx: OnnxReport) -> str:
+def _onnx_line(onnx: OnnxReport, scores: bool) -> str:
     worst = max(onnx.operators.values(), key=lambda c: (c.differing / max(c.codes, 1), c.largest_delta))
     return (
         f"{len(onnx.operators)} operators on reference inputs, in the worst {worst} "
-        f"({'passed' if onnx.passed else 'FAILED'}); end to end {100 * onnx.program_top1_agreement:.2f} % same top-1"
+        f"({'passed' if onnx.passed else 'FAILED'}); end to end "
+        + (f"{100 * onnx.program_top1_agreement:.2f} % same top-1" if scores else f"{onnx.program_end_to_end}")
     )
 
 

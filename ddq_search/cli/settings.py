@@ -9,12 +9,14 @@ from typing import Any
 
 from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError
+from search_spaces.patches import absolute, is_patches
+from search_spaces.super_resolution import TRAINING
 
 
 def read_config(
     path: Path | None, flags: Mapping[str, Any], pins: list[str] | None, settings: list[str] | None
 ) -> RunConfig:
-    """Returns the configuration in a file with flags, pins and settings on top.
+    """Returns the configuration in a file with flags, pins and settings on top; the data's own settings below.
 
     Raises:
         ConfigError: a key is unknown, or a value or pin is not understood.
@@ -30,13 +32,23 @@ def read_config(
         if not (separator and key):
             raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, such as training.joint_epochs=40")
         overrides[key.strip()] = _value(value)
-    return _with_absolute_paths(load_config(path, overrides))
+    return _with_absolute_paths(_with_own_settings(load_config(path, overrides), path, overrides))
+
+
+def _with_own_settings(config: RunConfig, path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Super-resolution trains with settings of its own where the user gives none."""
+    if not is_patches(config.data.name):
+        return config
+    own = {f"training.{key}": value for key, value in TRAINING.items() if key not in config.training.model_fields_set}
+    return load_config(path, {**overrides, **own})
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """A run must find its data, weights and device again from any working directory."""
     data, model, device = config.data, config.model, config.device
-    if data.name and Path(data.name).exists():
+    if is_patches(data.name):
+        data = data.model_copy(update={"name": absolute(data.name)})
+    elif data.name and Path(data.name).exists():
         data = data.model_copy(update={"name": str(Path(data.name).resolve())})
     if model.weights is not None:
         model = model.model_copy(update={"weights": str(Path(model.weights).resolve())})

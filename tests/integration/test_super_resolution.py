@@ -1,0 +1,76 @@
+"""A whole search on patches of photographs: the front is told in dB, the export computes it to the bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ddq_search.cli import runs
+from ddq_search.cli.app import app
+from ddq_search.cli.assembly import open_policy, open_run
+from ddq_search.problem import evaluate_policy
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SETTINGS = {
+    "training.float_epochs": 6, "training.joint_epochs": 4, "training.finetune_epochs": 1, "training.norm_batches": 2,
+    "training.calibration_batches": 2, "training.threads": 1, "search.points": 4, "search.relaxed_points": 1,
+    "search.front_points": 2, "search.uniform": "[[8, 8], [4, 4]]", "data.limit": 192,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    path = tmp_path_factory.mktemp("super") / "run"
+    flags = ["--model", "espcn", "--data", "sample-images", "--device", "cortex-a53-rpi3-lowbit-neon"]
+    chosen = [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
+    done = CliRunner().invoke(app, ["search", *flags, "--latency", "90%", *chosen, "--out", str(path)])
+    assert done.exit_code == 0, done.output
+    return path, done.output
+
+
+def test_the_front_is_told_in_decibels(finished: tuple[Path, str]) -> None:
+    path, said = finished
+    front = json.loads((path / "front.json").read_text())
+    assert (front["task"]["metric"], front["task"]["unit"], front["task"]["direction"]) == ("PSNR", "dB", "max")
+    assert "PSNR" in said
+    assert " dB" in said
+    assert not [word for word in ("accuracy", "top-1", "classes") if word in said]
+    scores = {point["name"]: point["val_score"] for point in front["points"]}
+    assert scores["w8a8"] == pytest.approx(front["float"]["val_score"], abs=1.0), "8 bits are nearly float"
+    assert front["float"]["test_score"] > 32.24, "bilinear interpolation, where the network starts"
+    allowed = [point["val_score"] for point in front["points"] if point["within_budgets"]]
+    assert scores[front["best"]] == max(allowed)
+    problem, record = open_run(path)
+    policy, net, _ = open_policy(problem, record, "best")
+    assert evaluate_policy(problem, net, policy, "validation").score == pytest.approx(scores[front["best"]], abs=1e-9)
+
+
+def test_the_report_speaks_of_psnr(finished: tuple[Path, str]) -> None:
+    runs.report(finished[0])
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert "validation PSNR" in page
+    body = page[page.index("<body") :]
+    words = [line for line in body.splitlines() if len(line) < 2000]  # the rest is the plotting library
+    assert not [line for line in words if "accuracy" in line.lower() or "top-1" in line]
+
+
+def test_exports_are_bit_exact(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = finished
+    formats = "onnx,tflite,c" if shutil.which("cc") else "onnx,tflite"
+    runs.export(path, "best", formats)
+    runs.verify(path, "best", 16)
+    said = capsys.readouterr().out
+    assert "verify: bit-exact" in said
+    assert "top-1" not in said
+    folder = path / "export" / json.loads((path / "front.json").read_text())["best"]
+    result = json.loads((folder / "verification.json").read_text())
+    assert result["passed"]
+    assert result["onnx"]["passed"]
+    if "c" in formats.split(","):
+        assert result["c"]["passed"]
+        assert "the image enlarged" in (folder / "c" / "model.h").read_text()
