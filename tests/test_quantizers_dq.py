@@ -11,6 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddq_search.evaluation import IntegerEvaluator
+from ddq_search.integer.lowering import lower
+from ddq_search.quantizers.choice_of_families import Quantizers
 from ddq_search.quantizers.dq import (
     DqActivations,
     DqU1Activations,
@@ -22,6 +25,12 @@ from ddq_search.quantizers.dq import (
 from ddq_search.quantizers.dq_gradients import u3
 from ddq_search.quantizers.dq_power import DqP3Weights, SmallestAndLargest, bits_of_octaves
 from ddq_search.quantizers.dq_range import BitsAndLargest, BitsAndStep, StepAndLargest, bits_of_levels
+from ddq_search.size_constraints import SizeLimits, SizeModel, expected_bits
+from ddq_search.space import build_space
+from ddq_search.supernet import Supernet
+from ddq_search.trace import trace
+from tests.networks import MODELS, sample_images
+from tests.toys import AnyDevice
 
 UNIFORM = (StepAndLargest, BitsAndStep, BitsAndLargest)
 WEIGHTS = (DqWeights, DqU1Weights, DqU2Weights, DqP3Weights)
@@ -329,3 +338,38 @@ def test_bits_fall_to_what_a_penalty_allows():
         sgd.step()
     assert quantizer.inferred_bits() <= 3 + (bits.item() > 3)
     assert bits.detach().item() == pytest.approx(3, abs=0.2)
+
+
+@pytest.mark.parametrize("families", [(("dq-u3",), ("dq-u3",)), (("dq-u1",), ("dq-u2",)), (("dq-p3",), ("dq-u3",))])
+def test_a_network_infers_settles_and_computes_in_integers(families):
+    """One step reaches weights and all ranges; what is settled computes what its integers compute."""
+    model, images = MODELS["Residual"]().eval(), sample_images(8)
+    graph = trace(model, images[:1])
+    space = build_space(graph, AnyDevice())
+    net = Supernet(model, graph, space, quantizers=Quantizers(*families))
+    net.calibrate([images])
+    net.train()
+    net.set_policy({variable.name: variable.candidates[0] for variable in space.variables})
+    sizes = SizeModel(graph, space)
+    for quantizer in net.quantizers:
+        quantizer.inferring = True
+    bits = [expected_bits(quantizer.probabilities(), quantizer.candidates) for quantizer in net.quantizers]
+    loss = net(images).square().mean() + SizeLimits(weights_kb=1e-3).penalty(sizes.sizes(torch.stack(bits)))
+    loss.backward()
+    for quantizer in net.quantizers:
+        learned = [p.grad for p in quantizer.range.parameters()]
+        if quantizer.infers:
+            assert all(grad is not None and torch.isfinite(grad) for grad in learned)
+            assert any(grad != 0 for grad in learned)
+    policy = {}
+    for variable, quantizer in zip(space.variables, net.quantizers, strict=True):
+        wanted = quantizer.inferred_bits() if quantizer.infers else variable.candidates[0]
+        policy[variable.name] = next(bits for bits in variable.candidates if bits >= wanted)
+        quantizer.settle()
+    assert set(policy.values()) == {4, 8}
+    net.eval()
+    program = lower(net.discretize(policy), "single")
+    with torch.no_grad():
+        expected = net(images)
+    found = IntegerEvaluator(program).scores(images)
+    assert float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
