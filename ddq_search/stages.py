@@ -121,7 +121,7 @@ class Stages:
         settings = self.settings
         net = copy.deepcopy(teacher)
         if self.frozen:  # nothing trains weights, so the float model itself is the baseline
-            return net, self._measure_float(net, "validation")
+            return net, self.measure_float(net, "validation")
         joint, tune = settings.joint_epochs, settings.finetune_epochs
         phase = self._weights_phase("baseline", net, joint + tune, settings.joint_rate, teacher)
         share = joint / (joint + tune)
@@ -129,7 +129,7 @@ class Stages:
         curve = SCHEDULES[settings.schedule]
         phase.schedule = lambda f: curve(f / share) if f < share else low * curve((f - share) / (1 - share))
         self.train(phase)
-        return net, self._measure_float(net, "validation")
+        return net, self.measure_float(net, "validation")
 
     def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
         forward = self._forward(net)
@@ -381,7 +381,8 @@ class Stages:
             self.record.write_text(f"{folder}/{point.policy.name}.json", point.policy.to_json())
         return tested
 
-    def _measure_float(self, net: Supernet, split: Split) -> Measure:
+    def measure_float(self, net: Supernet, split: Split) -> Measure:
+        """Returns loss and metric of a float model over a split."""
         net.eval()
         with torch.no_grad():
             batches = self.compute.placed(self.source.plain(split, EVALUATION_BATCH))
@@ -393,4 +394,4 @@ class Stages:
             replace(point, test=evaluate_policy(self.problem, point.net, point.policy, "test"))
             for point in front.points
         ]
-        return replace(front, points=tuple(points), float_test=self._measure_float(baseline, "test"))
+        return replace(front, points=tuple(points), float_test=self.measure_float(baseline, "test"))
