@@ -21,24 +21,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BINS = 2048
-"""Bins of the histogram, as in the slides."""
+"""Most bins of the histogram, as in the slides."""
+_VALUES_PER_BIN = 16
+_BINS_PER_LEVEL = 4
+_KEPT_SHARE = 0.95
 
 
 def clip_of_least_divergence(magnitudes: Tensor, steps: int) -> float:
     """Returns the threshold for magnitudes ``[E]`` that a grid covers with ``steps`` steps from 0.
 
-    Grids of more than half as many steps as there are bins are not clipped.
+    Few values make few bins, 16 values to a bin on average; where that leaves fewer than 4 bins to a level, nothing is
+    clipped: a histogram of single values resembles anything.
     """
     largest = magnitudes.max().item()
-    if largest <= 0 or 2 * steps > BINS:
+    positive = magnitudes[magnitudes > 0].float()
+    bins = min(BINS, positive.numel() // _VALUES_PER_BIN)
+    if bins < _BINS_PER_LEVEL * (steps + 1):
         return largest
-    counts = torch.histc(magnitudes[magnitudes > 0].float(), BINS, 0.0, largest).double().cpu().numpy()
-    return largest * least_divergence(counts, steps) / BINS
+    counts = torch.histc(positive, bins, 0.0, largest).double().cpu().numpy()
+    return largest * least_divergence(counts, steps) / bins
 
 
 def least_divergence(counts: NDArray[np.float64], steps: int) -> int:
-    """Returns how many bins of a histogram to keep, of ``steps + 1`` bins or more."""
-    kept = np.arange(steps + 1, len(counts) + 1)
+    """Returns how many bins of a histogram to keep: more than ``steps``, and so many that 95 % of the mass is kept.
+
+    The divergence counts what is cut, not how far it moves: where much mass lies on one value, it would cut there.
+    """
+    most_of_it = int(np.searchsorted(np.cumsum(counts), _KEPT_SHARE * counts.sum())) + 1
+    kept = np.arange(max(steps + 1, most_of_it), len(counts) + 1)
     return int(kept[np.argmin(divergences(counts, kept, steps))])
 
 
