@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from ddq_search import distributed
-from ddq_search.baselines import KINDS, run_baselines, run_method
+from ddq_search.baselines import KINDS, require_able, run_baselines, run_method
 from ddq_search.judgement import Front
 from ddq_search.methods import INFERRING, MIXING
 from ddq_search.problem import Problem
@@ -36,6 +36,8 @@ def search(problem: Problem, record: RunDirectory, progress: Progress | None = N
     if problem.config.search.mode == "ptq":
         return ptq(problem, record, progress)
     progress = progress or Silent()
+    if problem.config.search.method in KINDS:
+        require_able(problem, problem.config.search.method)
     begin(problem, record, progress)
     stages = Stages(problem, record, progress)
     teacher = stages.train_float()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ddq_search import distributed
+from ddq_search.baselines import KINDS, run_method, take_over
 from ddq_search.errors import RunError
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
@@ -30,6 +31,8 @@ def solve(
 ) -> Front:
     """Solves a problem with the supernet of a finished search and writes the results into the run directory.
 
+    A method that chooses policies by scores takes the float model and the scores instead.
+
     Args:
         problem: the same model and data as the trained one, with other budgets or another device.
         record: where the results go.
@@ -48,6 +51,9 @@ def solve(
             record.save_checkpoint(name, *_carried_over(problem, trained[1], name))
     stages = Stages(problem, record, progress)
     teacher = stages.train_float()
+    if problem.config.search.method in KINDS:
+        take_over(trained[1], record)
+        return run_method(stages, teacher, problem.config.search.method)
     supernet = trained_supernet(*trained)
     return stages.conclude(stages.train_gates(supernet, teacher, problem.config.search.solve_steps), teacher)
 
