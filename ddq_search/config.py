@@ -140,13 +140,16 @@ class SearchConfig(_Section):
     When fewer than ``front_points`` of the points within the budgets end on the front, up to ``extra_points`` more
     policies are fine-tuned in its gaps. ``baselines`` are further ways of choosing policies that the search is compared
     with at equal training; ``evaluations`` is how many policies ``nsga2`` and ``random-search`` look at untrained,
-    ``hessian_vectors`` how many random vectors ``hawq-ilp`` takes per batch and tensor. ``mode = "ptq"`` trains no
-    weights and needs no labels: gates and quantizer steps follow the distance to the float model's output on
-    ``ptq_images`` calibration images. ``solve_steps`` are the gate steps where weights stay as they are.
+    ``hessian_vectors`` how many random vectors ``hawq-ilp`` takes per batch and tensor.
+
+    ``mode = "supernet"`` first trains one network for every candidate, whatever the budgets, and then gates alone.
+    ``mode = "ptq"`` trains no weights and needs no labels: gates and quantizer steps follow the distance to the float
+    model's output on ``ptq_images`` calibration images. ``solve_steps`` are the gate steps where weights stay as they
+    are.
     """
 
     method: Method = "ddq"
-    mode: Literal["joint", "ptq"] = "joint"
+    mode: Literal["joint", "supernet", "ptq"] = "joint"
     weight_quantizers: tuple[str, ...] = ()
     activation_quantizers: tuple[str, ...] = ()
     points: Positive = 16

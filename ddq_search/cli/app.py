@@ -99,7 +99,7 @@ def search(
     out: Annotated[Path | None, typer.Option("--out", help="run directory [default: runs/first]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
     method: Annotated[str | None, typer.Option("--method", help="ddq, dq, dqss, edmips, … (docs/methods.md)")] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="joint, or ptq: no training of weights, no labels")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="joint, supernet, or ptq: no training, no labels")] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="also train random, greedy and ILP policies, for the verdict")
     ] = False,

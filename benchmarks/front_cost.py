@@ -1,0 +1,115 @@
+"""What a whole front costs beside one uniform LSQ training, and what its points lose against being trained alone.
+
+python benchmarks/front_cost.py --out benchmarks/results/front_cost.json
+
+The front: joint training, fine-tuning, re-estimated statistics and evaluation of every searched policy. The uniform
+training: one policy, `joint + finetune` epochs, evaluated. Both start from the same float model, in one process, with
+the same threads. Every policy of the front is then trained alone for as long as the uniform one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ddq_search.cli import assembly
+from ddq_search.cli.settings import read_config
+from ddq_search.config import RunConfig
+from ddq_search.judgement import judge_points
+from ddq_search.policy import Policy, uniform
+from ddq_search.problem import Problem
+from ddq_search.record import RunDirectory
+from ddq_search.stages import Stages, begin
+from ddq_search.training import Silent
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    config = read_config(Path(arguments.config) if arguments.config else None, {}, None, arguments.set)
+    problem = assembly.assemble(config)
+    with tempfile.TemporaryDirectory() as folder:
+        result = _measure(problem, config, Path(arguments.keep or folder), arguments.alone)
+    document = {
+        "command": " ".join(["benchmarks/front_cost.py", *sys.argv[1:]]),
+        "threads": arguments.threads,
+        **result,
+    }
+    print(json.dumps(document, indent=1))
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the configuration")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--alone", type=int, default=8, help="how many points of the front are trained alone")
+    parser.add_argument("--keep", help="folder for checkpoints, to go on with after an interruption")
+    parser.add_argument("--out")
+    return parser.parse_args()
+
+
+def _measure(problem: Problem, config: RunConfig, folder: Path, alone: int) -> dict[str, object]:
+    training = config.training
+    epochs = training.joint_epochs + training.finetune_epochs
+    stages = _stages(problem, folder / "search")
+    teacher = stages.train_float()
+    bits = uniform(problem.space, 4, 8)
+    began = time.perf_counter()
+    stages.train_policy(Policy("uniform", bits, "uniform"), teacher, epochs)
+    uniform_s = time.perf_counter() - began
+
+    began = time.perf_counter()
+    searched = stages.train_jointly(teacher)
+    joint_s = time.perf_counter() - began
+    policies = [policy for policy in stages.policies(searched) if policy.origin == "search"]
+    candidates = [stages.finetune(policy, searched.net, teacher) for policy in policies]
+    front_s = time.perf_counter() - began
+    points = [point for point in judge_points(problem, candidates) if point.on_front and point.within_budgets]
+    rows = []
+    for point in points[:: max(1, len(points) // alone)][:alone]:
+        name = f"alone-{point.policy.name}"
+        trained = stages.train_policy(replace(point.policy, name=name), teacher, epochs)
+        rows.append(
+            {
+                "policy": point.policy.name,
+                "val_score": point.validation.score,
+                "val_score_alone": trained.validation.score,
+                "difference": point.validation.score - trained.validation.score,
+            }
+        )
+    return {
+        "seed": config.seed,
+        "model": config.model.name,
+        "data": problem.source.name,
+        "epochs_uniform": epochs,
+        "policies_tuned": len(policies),
+        "points_on_front": len(points),
+        "uniform_s": round(uniform_s, 1),
+        "joint_s": round(joint_s, 1),
+        "front_s": round(front_s, 1),
+        "ratio": round(front_s / uniform_s, 2),
+        "points": rows,
+        "mean_difference": round(statistics.mean(row["difference"] for row in rows), 3),
+        "worst_difference": round(min(row["difference"] for row in rows), 3),
+    }
+
+
+def _stages(problem: Problem, folder: Path) -> Stages:
+    record = RunDirectory(folder)
+    begin(problem, record, Silent())
+    return Stages(problem, record, Silent())
+
+
+if __name__ == "__main__":
+    main()
