@@ -25,10 +25,11 @@ from policy_bytes import layer_key, table, weight_bytes
 from safetensors.torch import save_file
 
 from ddq_search.cli.assembly import assemble
-from ddq_search.config import load_config
-from ddq_search.cost import FLASH
+from ddq_search.config import BudgetConfig, load_config
+from ddq_search.cost import FLASH, Factor
+from ddq_search.graph import WEIGHTED, operations
 from ddq_search.policy import Policy, uniform
-from ddq_search.problem import STATISTICS_EPOCH, evaluate_policy
+from ddq_search.problem import STATISTICS_EPOCH, evaluate_policy, pose
 from ddq_search.ptq import ptq, quantize_policy
 from ddq_search.record import RunDirectory
 from ddq_search.stages import Stages
@@ -74,7 +75,8 @@ def require_mct(python):
 def settings_of(options, seed, weights=None):
     """Returns the configuration of everything that happens on our side."""
     return {
-        "seed": seed, "data.name": options.data, "data.limit": options.limit, "model.name": "resnet8",
+        "seed": seed, "data.name": options.data, "data.limit": options.limit,
+        "data.validation_fraction": options.validation_fraction, "model.name": "resnet8",
         "model.weights": weights, "training.float_epochs": 0 if weights else options.epochs,
         "training.threads": options.threads, "space.weight_bits": [2, 4, 8], "space.activation_bits": [8],
         "search.mode": "ptq", "search.points": 1, "search.relaxed_points": 0, "search.front_points": 1,
@@ -150,18 +152,39 @@ def weight_bits(policy):
     return {name.removeprefix("weights/"): bits for name, bits in policy.items() if name.startswith("weights/")}
 
 
-def flash_budget_kib(problem, sizes, share):
-    """Returns the flash budget that leaves a share of the 8-bit weight bytes for weights: all else stays as it is."""
-    eight = weight_bytes(sizes, dict.fromkeys(sizes, 8))
-    rest = problem.pricing.price(uniform(problem.space, 8, 8))[FLASH] - eight
-    return (rest + share * eight) / 1024
+class WeightBytesAlone:
+    """A device whose flash holds weights and nothing else, without padding: what MCT calls weights memory."""
+
+    def __init__(self, device):
+        self._device = device
+
+    def __getattr__(self, name):
+        return getattr(self._device, name)
+
+    def factors(self, graph, space):
+        """Returns the device's factors, those of flash replaced by values · bits / 8 of every weight tensor."""
+        factors = [factor for factor in self._device.factors(graph, space) if factor.cost != FLASH]
+        for op in operations(graph):
+            if op.kind in WEIGHTED:
+                name = space.weights_of[op.name]
+                table = np.array([op.weights * bits / 8 for bits in space[name].candidates])
+                factors.append(Factor(FLASH, op.name, "weights", (name,), table))
+        return factors
+
+
+def posed(options, seed, weights, budget_bytes=None):
+    """Returns the problem of choosing weight bits, within a budget of weight bytes where one is given."""
+    config = load_config(None, settings_of(options, seed, weights))
+    problem = assemble(config)
+    if budget_bytes is not None:
+        config = config.model_copy(update={"budgets": BudgetConfig(flash=budget_bytes / 1024)})
+    return pose(problem.model, problem.source, WeightBytesAlone(problem.device), config)
 
 
 def compare(options, seed, folder):
     """Returns the results of both tools on one float model."""
     weights = Path(options.weights) if options.weights else train_float(options, seed, folder)
-    settings = settings_of(options, seed, str(weights))
-    problem = assemble(load_config(None, settings))
+    problem = posed(options, seed, str(weights))
     parameters = dict(problem.model.named_parameters())
     eight = weight_bits(uniform(problem.space, 8, 8))
     sizes = {layer: parameters[f"{layer}.weight"].numel() for layer in eight}
@@ -170,10 +193,10 @@ def compare(options, seed, folder):
     tasks = [{"budget": "8 bit", "policy": "uniform"}]
     for share in SHARES:
         budget = f"{share:.0%}"
-        limited = assemble(load_config(None, {**settings, "budgets.flash": flash_budget_kib(problem, sizes, share)}))
-        found = run_ours(limited, folder / f"ours-{budget}")
+        limit = share * weight_bytes(sizes, eight)
+        found = run_ours(posed(options, seed, str(weights), limit), folder / f"ours-{budget}")
         results.append({"budget": budget, "policy": "ours", **found})
-        tasks.append({"budget": budget, "policy": "MCT", "weight_bytes": share * weight_bytes(sizes, eight)})
+        tasks.append({"budget": budget, "policy": "MCT", "weight_bytes": limit})
         tasks.append({"budget": budget, "policy": "ours", "bits": {layer_key(k): v for k, v in found["bits"].items()}})
     theirs = run_mct(options, problem, tasks, folder)
     for row in theirs["results"]:
@@ -192,6 +215,7 @@ def main():
     parser.add_argument("--mct-python", required=True, help="interpreter of the environment that has MCT")
     parser.add_argument("--data", default="digits", help="as ddq-search's --data")
     parser.add_argument("--limit", type=int, help="training images, validation included")
+    parser.add_argument("--validation-fraction", type=float, default=0.2, help="of these images")
     parser.add_argument("--epochs", type=int, default=20, help="of the float model")
     parser.add_argument("--weights", help="float ResNet-8 to start from, instead of training one")
     parser.add_argument("--images", type=int, default=512, help="calibration images")
