@@ -252,8 +252,8 @@ class Supernet(nn.Module):
         gates = None
         if self._cumulative is not None and len(quantizer.candidates) > 1:
             gates = self._cumulative[row][: len(quantizer.candidates) - 1]
-        if torch.compiler.is_compiling() and isinstance(quantizer, UniformQuantizer):
-            return quantizer.fake_quantize(value, self._chosen.narrow(0, row, 1), gates)
+        if torch.compiler.is_compiling() and isinstance(quantizer, UniformQuantizer) and quantizer.plain:
+            return quantizer.traced(value, self._chosen.narrow(0, row, 1), gates)
         return quantizer.fake_quantize(value, self._choices[row], gates)
 
     def _compute(self, op: Operation, arguments: list[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddq_search.discrete import integer_weights
 from ddq_search.errors import ConfigError
 from ddq_search.quantizers.choice_of_families import Quantizers
 from ddq_search.quantizers.relaxations import Fractional, HardConcrete, Softmax
@@ -135,6 +136,19 @@ def test_one_strategy_with_levels_gives_all_weights_a_table():
         torch.testing.assert_close(torch.from_numpy(values).float(), quantizer.fake_quantize(weight, 0).detach())
 
 
+def test_one_strategy_of_many_points_gives_all_weights_as_many():
+    quantizer = Quantizers(("uniform", "multipoint"), ("uniform",)).for_weights((4,), 6)
+    weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    quantizer.calibrate(weight)
+    for scores in (torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])):
+        quantizer.settle(scores)
+        numbers = quantizer.numbers(weight, 0)
+        assert len(numbers.points) == 1
+        integers = integer_weights(numbers.codes, None, numbers.points)
+        values = torch.from_numpy(integers * numbers.scale[:, None]).float()
+        torch.testing.assert_close(values, quantizer.fake_quantize(weight, 0).detach())
+
+
 def test_activations_keep_a_known_grid_whatever_the_strategy():
     quantizer = Quantizers(("uniform",), ("uniform", "pact", "min-max")).for_activations((8,), True)
     assert isinstance(quantizer, StrategyActivations)
@@ -152,7 +166,7 @@ def test_activations_keep_a_known_grid_whatever_the_strategy():
         (("uniform",), ("averaged",), "not uniform"),
         ((), ("uniform",), "at least one"),
         (("uniform", "uniform"), ("uniform",), "each once"),
-        (("uniform", "multipoint"), ("uniform",), "use it alone"),
+        (("learned", "multipoint"), ("uniform",), "not both"),
     ],
 )
 def test_what_does_not_fit_is_named(weights, activations, message):

@@ -40,11 +40,10 @@ class Quantizers:
                     f"the activation levels of quantizer family {name!r} are not uniform, so no integer program can "
                     "run them; choose another in search.activation_quantizers"
                 )
-        several = [name for name in self.weights if family(name).points] if len(self.weights) > 1 else []
-        if several:
+        if self.points and self.codebook:
             raise ConfigError(
-                f"quantizer family {several[0]!r} stores further points per weight, which are priced for all layers "
-                "alike; use it alone, not beside other strategies"
+                f"quantizer families {', '.join(self.weights)} cannot be strategies of one network: weights have "
+                "further points or a table of levels, not both"
             )
 
     @property
@@ -67,7 +66,7 @@ class Quantizers:
             for bits in candidates
         ]
         quantizer = StrategyWeights(candidates, branches)
-        quantizer.tabled = self.codebook
+        quantizer.tabled, quantizer.points = self.codebook, self.points
         return quantizer
 
     def for_activations(self, candidates: tuple[int, ...], nonnegative: bool) -> ActivationQuantizer:

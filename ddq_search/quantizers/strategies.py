@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddq_search.discrete import Point
 from ddq_search.precision import ActivationGrid, weight_code_range
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightNumbers, WeightQuantizer
 from ddq_search.quantizers.mixing import MixPasses
@@ -134,16 +136,18 @@ class StrategyWeights(StrategyQuantizer, WeightQuantizer):
 
     Attributes:
         tabled: weights are stored with their levels whatever the strategy, because some strategy needs it.
+        points: further points that are stored whatever the strategy, for the same reason.
     """
 
     tabled: bool = False
+    points: int = 0
 
     def numbers(self, weight: Tensor, choice: int) -> WeightNumbers:
         """As the contract says."""
         branch = self._branch(choice)
         assert isinstance(branch, WeightQuantizer)
-        numbers = branch.numbers(weight, 0)
-        return with_table(numbers, self._bits(choice)) if self.tabled else numbers
+        numbers, bits = branch.numbers(weight, 0), self._bits(choice)
+        return with_table(numbers, bits) if self.tabled else with_points(numbers, bits, self.points)
 
 
 class StrategyActivations(StrategyQuantizer, ActivationQuantizer):
@@ -181,3 +185,10 @@ def with_table(numbers: WeightNumbers, bits: int) -> WeightNumbers:
     low, high = weight_code_range(bits)
     levels = np.array([*range(low, high + 1), high], np.int8)
     return WeightNumbers((numbers.codes - low).astype(np.int32), numbers.scale, levels, numbers.points)
+
+
+def with_points(numbers: WeightNumbers, bits: int, points: int) -> WeightNumbers:
+    """Returns the weights with so many further points, those that are missing being left out of every channel."""
+    empty = Point(np.zeros(numbers.codes.shape, np.int8), bits, np.zeros(len(numbers.codes), np.int16))
+    missing = points - len(numbers.points)
+    return replace(numbers, points=(*numbers.points, *[empty] * missing)) if missing > 0 else numbers

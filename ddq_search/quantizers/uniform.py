@@ -65,18 +65,20 @@ class UniformQuantizer(Quantizer):
         """
         return least_squared_error(rows, full, grid)
 
-    def fake_quantize(self, x: Tensor, choice: int | Tensor, cumulative: Tensor | None = None) -> Tensor:
+    def fake_quantize(self, x: Tensor, choice: int, cumulative: Tensor | None = None) -> Tensor:
         """As the contract says; one fused autograd function."""
-        if isinstance(choice, Tensor):
-            limits = bounds(tuple(self.grids), x.device)
-            return TracedPasses.apply(  # type: ignore[no-any-return]
-                x, self.steps(x), cumulative, limits, choice, self.gradient_share
-            )
         if self.grids[choice] is None and cumulative is None:
             return x
         statistic = self.statistic(x)
         estimate = Estimate(self.gradient_share, self.correction, self.overwrites_input, self.overwrites_gradient)
         return quantize_with_gates(x, self.log_steps, statistic, cumulative, tuple(self.grids), choice, estimate)
+
+    def traced(self, x: Tensor, choice: Tensor, cumulative: Tensor | None = None) -> Tensor:
+        """As `fake_quantize` of a `plain` quantizer, for a compiler: ``choice`` is an int64 tensor of one entry."""
+        limits = bounds(tuple(self.grids), x.device)
+        return TracedPasses.apply(  # type: ignore[no-any-return]
+            x, self.steps(x), cumulative, limits, choice, self.gradient_share
+        )
 
     def mix(self, x: Tensor, shares: Tensor) -> Tensor:
         """As the contract says; one fused autograd function unless float32 or gradients of their own are in the way."""
