@@ -170,8 +170,6 @@ FAMILIES = (
         f"{_PAPER}: powers of two, smallest and largest level learned, bitwidth inferred; weights only (ours)",
         DqP3Weights,
         codebook=True,
-        exceptions={
-            "error_falls_with_bits": "int8 holds seven octaves, so levels stay the same from 4 bits on"
-        },
+        exceptions={"error_falls_with_bits": "int8 holds seven octaves, so levels stay the same from 4 bits on"},
     ),
 )
