@@ -24,6 +24,7 @@ import torch
 
 from ddq_search import distributed
 from ddq_search.config import load_config
+from ddq_search.joint import train_jointly
 from ddq_search.problem import pose
 from ddq_search.record import RunDirectory
 from ddq_search.stages import Stages
@@ -86,7 +87,7 @@ def work(options):
         problem = pose(model, source, cost_model("cortex-m7-stm32h743-cmsis-nn"), load_config(None, settings))
         clock = Clock()
         stages = Stages(problem, RunDirectory(Path(folder)), clock)
-        stages.train_jointly(stages.train_float())
+        train_jointly(stages, stages.train_float())
         if distributed.rank() == 0:
             print(json.dumps(clock.medians()))
 

@@ -23,6 +23,7 @@ import torch
 from ddq_search.cli import assembly
 from ddq_search.cli.settings import read_config
 from ddq_search.config import RunConfig
+from ddq_search.joint import policies_of, train_jointly
 from ddq_search.judgement import judge_points
 from ddq_search.policy import Policy, uniform
 from ddq_search.problem import Problem
@@ -70,9 +71,9 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, alone: int) -> d
     uniform_s = time.perf_counter() - began
 
     began = time.perf_counter()
-    searched = stages.train_jointly(teacher)
+    searched = train_jointly(stages, teacher)
     joint_s = time.perf_counter() - began
-    policies = [policy for policy in stages.policies(searched) if policy.origin == "search"]
+    policies = [policy for policy in policies_of(stages, searched) if policy.origin == "search"]
     candidates = [stages.finetune(policy, searched.net, teacher) for policy in policies]
     front_s = time.perf_counter() - began
     points = [point for point in judge_points(problem, candidates) if point.on_front and point.within_budgets]

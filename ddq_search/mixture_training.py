@@ -81,19 +81,17 @@ class InferredTraining:
     The task's gradient reaches the parameters in the ordinary backward pass.
 
     Attributes:
-        expected: budgeted cost → expected value ``[1]``, as of the last `backward`.
+        expected: budgeted cost → expected value ``[1]``, as of the last `penalty`.
     """
 
     def __init__(self, net: Supernet, tables: CostTables, lagrangian: AugmentedLagrangian) -> None:
         self._net, self._tables, self._lagrangian = net, tables, lagrangian
         self.expected: dict[str, Tensor] = {}
 
-    def backward(self) -> None:
-        """Before the optimizer step: adds the penalty's gradient."""
+    def penalty(self) -> Tensor:
+        """Returns what a batch's loss gets on top, so that the clipping of range gradients sees their sum."""
         self.expected = self._tables.expected(self._net.inferred_probabilities()[None], self._lagrangian.costs)
-        total: Tensor = self._lagrangian.total(self.expected)
-        if total.requires_grad:
-            total.backward()
+        return self._lagrangian.total(self.expected).float()
 
     def update(self) -> None:
         """After the optimizer step: raises or lowers the multipliers."""

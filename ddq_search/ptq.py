@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ddq_search.batches import SameBatches
 from ddq_search.errors import ConfigError
+from ddq_search.joint import conclude, train_gates
 from ddq_search.judgement import Candidate, Front
 from ddq_search.methods import INFERRING, MIXING
 from ddq_search.policy import Policy
@@ -31,7 +32,7 @@ def ptq(problem: Problem, record: RunDirectory, progress: Progress | None = None
     if problem.config.search.method in (*MIXING, *INFERRING):
         return search_relaxed(stages, teacher, problem.config.search.method)
     net = _calibrated(stages, teacher)
-    return stages.conclude(stages.train_gates(net, teacher, problem.config.search.solve_steps), teacher)
+    return conclude(stages, train_gates(stages, net, teacher, problem.config.search.solve_steps), teacher)
 
 
 def quantize_policy(

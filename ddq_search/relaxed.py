@@ -142,10 +142,10 @@ def _inferring(stages: Stages, teacher: Supernet, net: Supernet, limits: Augment
 
     def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
         value = stages.task_loss(net(x), x, y, teacher)
-        return value, {"loss": f"{value.item():.3f}"}
+        return value + choices.penalty().to(value.device), {"loss": f"{value.item():.3f}"}
 
     phase.kind, phase.point, phase.batch_loss = "joint", phase.name, loss
-    phase.before_step, phase.after_step = choices.backward, choices.update
+    phase.after_step = choices.update
     phase.after_epoch = lambda epoch: choice_facts(net, net.inferred_probabilities(), limits, problem.pricing.tables)
     phase.extra = {"multipliers": limits.multipliers}
     return phase

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from ddq_search import distributed
 from ddq_search.baselines import KINDS, require_able, run_baselines, run_method
+from ddq_search.joint import conclude, train_gates, train_jointly, train_supernet
 from ddq_search.judgement import Front
 from ddq_search.methods import INFERRING, MIXING
 from ddq_search.problem import Problem
@@ -55,6 +56,6 @@ def front_of(stages: Stages, teacher: Supernet) -> Front:
     if config.method in (*MIXING, *INFERRING):
         return search_relaxed(stages, teacher, config.method)
     if config.mode == "supernet":
-        supernet = stages.train_supernet(teacher)
-        return stages.conclude(stages.train_gates(supernet, teacher, config.solve_steps), teacher)
-    return stages.conclude(stages.train_jointly(teacher), teacher)
+        supernet = train_supernet(stages, teacher)
+        return conclude(stages, train_gates(stages, supernet, teacher, config.solve_steps), teacher)
+    return conclude(stages, train_jointly(stages, teacher), teacher)

@@ -13,6 +13,7 @@ import torch
 from ddq_search import distributed
 from ddq_search.baselines import KINDS, run_method, take_over
 from ddq_search.errors import RunError
+from ddq_search.joint import conclude, train_gates
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
 from ddq_search.record import RunDirectory
@@ -55,7 +56,7 @@ def solve(
         take_over(trained[1], record)
         return run_method(stages, teacher, problem.config.search.method)
     supernet = trained_supernet(*trained)
-    return stages.conclude(stages.train_gates(supernet, teacher, problem.config.search.solve_steps), teacher)
+    return conclude(stages, train_gates(stages, supernet, teacher, problem.config.search.solve_steps), teacher)
 
 
 def refuse_solved(record: RunDirectory) -> None:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ddq_search import distributed
-from ddq_search import front as fronts
-from ddq_search.batches import FirstBatches, TrainingBatches
+from ddq_search.batches import TrainingBatches
 from ddq_search.budget import LABELS, show
 from ddq_search.compilation import CompiledForward
 from ddq_search.compute import trainable_compute, widened
 from ddq_search.config import TrainingConfig
-from ddq_search.errors import BudgetError
-from ddq_search.gate_training import GateTraining
 from ddq_search.graph import to_json, write_graphml
-from ddq_search.judgement import Candidate, Front, judge, judge_points
-from ddq_search.lagrangian import AugmentedLagrangian
+from ddq_search.judgement import Candidate, Front, judge
 from ddq_search.policy import Policy, uniform
 from ddq_search.problem import EVALUATION_BATCH, Problem, evaluate_policy, inputs
 from ddq_search.record import RunDirectory, environment
@@ -62,19 +56,6 @@ def freeze(*modules: torch.nn.Module) -> None:
     """Lets nothing in the modules be trained."""
     for module in modules:
         module.requires_grad_(False)
-
-
-def _searched(net: Supernet, aims: Sequence[fronts.Aim]) -> Searched:
-    return Searched(net, aims, [net.gates.scores(index).numpy() for index in range(len(aims))])
-
-
-@dataclass(frozen=True)
-class Searched:
-    """What the joint training leaves: the supernet, and every gate set's aim and scores ``[V, C]``."""
-
-    net: Supernet
-    aims: Sequence[fronts.Aim]
-    scores: Sequence[NDArray[np.float64]]
 
 
 class Stages:
@@ -132,7 +113,7 @@ class Stages:
         return net, self.measure_float(net, "validation")
 
     def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
-        forward = self._forward(net)
+        forward = self.forward_of(net)
 
         def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
             value = self.task_loss(forward(x), x, y, teacher)
@@ -143,7 +124,8 @@ class Stages:
             phase.averaged = moving_average(net, self.settings.ema_decay)
         return phase
 
-    def _forward(self, net: Supernet) -> Callable[[Tensor], Tensor]:
+    def forward_of(self, net: Supernet) -> Callable[[Tensor], Tensor]:
+        """Returns what runs a network: itself, or compiled where the settings ask for it."""
         return CompiledForward(net, self.progress.note) if self.settings.compile else net
 
     def phase(
@@ -179,71 +161,7 @@ class Stages:
         ]
         return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
 
-    # -- joint ------------------------------------------------------------------------------------------------
-
-    def train_jointly(self, teacher: Supernet) -> Searched:
-        """Searches all points at once."""
-        config = self.problem.config.search
-        aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
-        net = self.problem.placed_supernet(sets=len(aims))
-        net.load_state_dict({k: v for k, v in teacher.state_dict().items() if k.startswith("model.")}, strict=False)
-        net.calibrate(inputs(self.problem, self.settings.calibration_batches))
-        steps = self.settings.joint_epochs * self.source.train_batches(self.settings.batch_size)
-        optimizers = [
-            (self.weight_optimizer(net), self.settings.joint_rate),
-            (torch.optim.Adam(net.quantizers.parameters()), self.settings.step_rate),
-            self._gate_optimizer(net, steps),
-        ]
-        self.train(self._gated_phase("joint", net, teacher, aims, optimizers, self.settings.joint_epochs))
-        return _searched(net, aims)
-
-    def train_supernet(self, teacher: Supernet) -> Supernet:
-        """Trains weights and quantizers for every candidate precision, whatever the budgets.
-
-        Each step computes a random policy. Policies differ in how many precise tensors they have as much as in which:
-        a step draws a level between all narrowest and all widest first, then every variable around it.
-        """
-        net = self.problem.placed_supernet()
-        net.model.load_state_dict(teacher.model.state_dict())
-        net.calibrate(inputs(self.problem, self.settings.calibration_batches))
-        variables, seed = self.problem.space.variables, self.problem.config.seed
-        counts = torch.tensor([len(variable.candidates) for variable in variables])
-        forward = self._forward(net)
-
-        def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            level, noise = torch.rand(1, generator=generator), torch.rand(len(counts), generator=generator)
-            drawn = ((level + noise - 0.5).clamp(0, 0.999) * counts).long().tolist()
-            net.set_policy({v.name: v.candidates[index] for v, index in zip(variables, drawn, strict=True)})
-            value = self.task_loss(forward(x), x, y, teacher)
-            return value, {"loss": f"{value.item():.3f}"}
-
-        optimizers = [
-            (self.weight_optimizer(net), self.settings.joint_rate),
-            (torch.optim.Adam(net.quantizers.parameters()), self.settings.step_rate),
-        ]
-        self.train(self.phase("joint", net, optimizers, loss, self.settings.joint_epochs))
-        return net
-
-    def train_gates(self, supernet: Supernet, teacher: Supernet, steps: int) -> Searched:
-        """Searches all points with the weights and quantizers of a trained supernet, which stay as they are."""
-        config = self.problem.config.search
-        aims = fronts.aims(self.problem.pricing, self.problem.budgets, config.points, config.relaxed_points)
-        net = self.problem.placed_supernet(sets=len(aims))
-        net.adopt(supernet)
-        freeze(net.model, net.quantizers)
-        batches = FirstBatches(self.batches, steps)
-        epochs = -(-steps // batches.train_batches(self.settings.batch_size))
-        phase = self._gated_phase("gates", net, teacher, aims, [self._gate_optimizer(net, steps)], epochs)
-        self.train(phase, batches)
-        return _searched(net, aims)
-
-    def policies(self, searched: Searched) -> list[Policy]:
-        """Returns the policies to fine-tune: one per gate set, and the uniform ones they are compared with."""
-        policies = fronts.choose_policies(self.problem.pricing, searched.aims, searched.scores)
-        if not policies:
-            raise BudgetError("the search found no policy within its budgets; this is a defect, please report it")
-        return self.with_references(policies)
+    # -- phases and policies ------------------------------------------------------------------------------------
 
     def with_references(self, policies: Sequence[Policy]) -> list[Policy]:
         """Returns the policies and, where they are not among them, the uniform ones they are compared with."""
@@ -254,59 +172,6 @@ class Stages:
                 taken.append(bits)
                 policies.append(Policy(f"w{weight_bits}a{activation_bits}", bits, "uniform"))
         return policies
-
-    def fill_front(self, candidates: list[Candidate], searched: Searched, teacher: Supernet) -> list[Candidate]:
-        """Fine-tunes further policies in the gaps while too few points within the budgets are on the front."""
-        problem, config = self.problem, self.problem.config.search
-        added: list[Candidate] = []
-        while len(added) < config.extra_points:
-            known = [*candidates, *added]
-            points = [p for p in judge_points(problem, known) if p.on_front and p.within_budgets]
-            if len(points) >= config.front_points:
-                break
-            taken = [candidate.policy.bits for candidate in known]
-            gate_sets, front = (searched.aims, searched.scores), [(p.price, p.validation.loss) for p in points]
-            bits = fronts.between(problem.pricing, problem.budgets, gate_sets, front, taken)
-            if bits is None:
-                break
-            policy = Policy(f"x{len(added):02d}", bits, "search")
-            added.append(self.finetune(policy, searched.net, teacher))
-        return added
-
-    def _gate_optimizer(self, net: Supernet, steps: int) -> tuple[torch.optim.Optimizer, float]:
-        rate = self.settings.gate_rate or min(0.1, max(0.004, 12 / max(steps, 1)))
-        return torch.optim.Adam(net.gates.parameters(), betas=(0.9, 0.99)), rate
-
-    def _gated_phase(
-        self, name: str, net: Supernet, teacher: Supernet, aims: Sequence[fronts.Aim],
-        optimizers: list[tuple[torch.optim.Optimizer, float]], epochs: int,
-    ) -> Phase:  # fmt: skip
-        config, seed = self.problem.config.search, self.problem.config.seed
-        tables, variables = self.problem.pricing.tables, len(self.problem.space.variables)
-        limits = [aim.limits for aim in aims]
-        lagrangian = AugmentedLagrangian(limits, penalty=config.penalty, rate=config.multiplier_rate)
-        gates = GateTraining(net, tables, lagrangian)
-        forward = self._forward(net)
-
-        def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
-            index = number % net.gates.sets
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            gates.sample(index, torch.rand(variables, generator=generator))
-            value = self.task_loss(forward(x), x, y, teacher)
-            shown = {"loss": f"{value.item():.3f}", "point": str(index)}
-            for cost, limit in lagrangian.targets[index].items():
-                if gates.expected:
-                    shown[LABELS[cost]] = f"{100 * gates.expected[cost][index].item() / limit:.0f}%"
-            return value, shown
-
-        phase = self.phase(name, net, optimizers, loss, epochs)
-        phase.after_backward, phase.before_step, phase.after_step = gates.collect, gates.backward, gates.update
-        phase.batch_leaves = gates.leaves
-        phase.after_epoch = lambda epoch: gates.facts()
-        phase.extra = {
-            "multipliers": lagrangian.multipliers, "sensitivity": gates.sensitivity, "weight": gates.weight,
-        }  # fmt: skip
-        return phase
 
     # -- fine-tuning --------------------------------------------------------------------------------------------
 
@@ -364,12 +229,6 @@ class Stages:
         return Candidate(policy, net, result)
 
     # -- judging ------------------------------------------------------------------------------------------------
-
-    def conclude(self, searched: Searched, teacher: Supernet) -> Front:
-        """Fine-tunes the policies of a searched supernet, judges them and writes the front into the run directory."""
-        candidates = [self.finetune(policy, searched.net, teacher) for policy in self.policies(searched)]
-        candidates += self.fill_front(candidates, searched, teacher)
-        return self.present(candidates, teacher)
 
     def present(self, candidates: Sequence[Candidate], teacher: Supernet) -> Front:
         """Judges candidates against the float baseline and writes the front into the run directory."""

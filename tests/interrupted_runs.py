@@ -103,7 +103,7 @@ def chosen(run: Sequence[Moment], count: int, generator: random.Random, number: 
 
 def _watch(reached: Callable[[str], None]) -> None:
     """Lets a run tell its moments."""
-    from ddq_search import record
+    from ddq_search import joint, record
     from ddq_search.cli import runs
     from ddq_search.stages import Stages
     from ddq_search.supernet import Supernet
@@ -136,8 +136,8 @@ def _watch(reached: Callable[[str], None]) -> None:
         setattr(owner, name, telling)
 
     runs.progress_for = lambda console: Steps()  # type: ignore[assignment, return-value]
-    told(Stages, "policies", lambda *_: "projection")
-    told(Stages, "fill_front", lambda *_: "filling")
+    told(joint, "policies_of", lambda *_: "projection")
+    told(joint, "fill_front", lambda *_: "filling")
     told(Stages, "test", lambda *_: "test")
     told(Supernet, "calibrate", lambda *_: "calibration")
     told(record, "write_atomically", lambda path, data: f"write {path.name}")

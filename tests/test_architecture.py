@@ -21,7 +21,7 @@ FLOORS = (
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
      "interchange", "quantizer_recipe", "training", "evaluation", "record", "config", "integer", "problem",
      "gate_training", "mixture_training", "methods", "distributed", "batch_statistics", "batches", "compute", "compilation", "loss_scale"),
-    ("search", "stages", "solve", "ptq", "baselines", "relaxed", "api", "tune", "export", "verify"),
+    ("search", "stages", "solve", "ptq", "baselines", "relaxed", "joint", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip
 """Parts of the core by floor, lowest first; ``tune_study`` lives where ``tune`` does."""

@@ -24,6 +24,7 @@ from ddq_search.batch_statistics import normalize
 from ddq_search.config import load_config
 from ddq_search.distributed import Part, dividing, first_ahead, from_first, leading, part_of, processes, require_same
 from ddq_search.errors import ConfigError, RunError
+from ddq_search.joint import conclude, train_jointly
 from ddq_search.problem import pose
 from ddq_search.record import RunDirectory
 from ddq_search.stages import Stages, begin
@@ -120,8 +121,8 @@ def searched(path, progress=None):
     begin(problem, record, progress)
     stages = Stages(problem, record, progress)
     teacher = stages.train_float()
-    joint = stages.train_jointly(teacher)
-    front = stages.conclude(joint, teacher)
+    joint = train_jointly(stages, teacher)
+    front = conclude(stages, joint, teacher)
     nets = {"float": teacher, "joint": joint.net, **{point.policy.name: point.net for point in front.points}}
     states = {f"{name} {key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
     choices = [(p.policy.name, dict(p.policy.bits), p.within_budgets, p.on_front) for p in front.points]

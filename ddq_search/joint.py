@@ -1,0 +1,171 @@
+"""The joint search of DDQ: gates, weights and quantizers at once, or gates alone on a supernet; then its policies.
+
+Each function takes the `ddq_search.stages.Stages` of a run and is resumable as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddq_search import front as fronts
+from ddq_search.batches import FirstBatches
+from ddq_search.budget import LABELS
+from ddq_search.errors import BudgetError
+from ddq_search.gate_training import GateTraining
+from ddq_search.judgement import Candidate, Front, judge_points
+from ddq_search.lagrangian import AugmentedLagrangian
+from ddq_search.policy import Policy
+from ddq_search.problem import inputs
+from ddq_search.stages import Stages, freeze
+from ddq_search.supernet import Supernet
+from ddq_search.training import Phase
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the joint training leaves: the supernet, and every gate set's aim and scores ``[V, C]``."""
+
+    net: Supernet
+    aims: Sequence[fronts.Aim]
+    scores: Sequence[NDArray[np.float64]]
+
+
+def train_jointly(stages: Stages, teacher: Supernet) -> Searched:
+    """Searches all points at once."""
+    config = stages.problem.config.search
+    aims = fronts.aims(stages.problem.pricing, stages.problem.budgets, config.points, config.relaxed_points)
+    net = stages.problem.placed_supernet(sets=len(aims))
+    net.load_state_dict({k: v for k, v in teacher.state_dict().items() if k.startswith("model.")}, strict=False)
+    net.calibrate(inputs(stages.problem, stages.settings.calibration_batches))
+    steps = stages.settings.joint_epochs * stages.source.train_batches(stages.settings.batch_size)
+    optimizers = [
+        (stages.weight_optimizer(net), stages.settings.joint_rate),
+        (torch.optim.Adam(net.quantizers.parameters()), stages.settings.step_rate),
+        _gate_optimizer(stages, net, steps),
+    ]
+    stages.train(_gated_phase(stages, "joint", net, teacher, aims, optimizers, stages.settings.joint_epochs))
+    return _searched(net, aims)
+
+
+def train_supernet(stages: Stages, teacher: Supernet) -> Supernet:
+    """Trains weights and quantizers for every candidate precision, whatever the budgets.
+
+    Each step computes a random policy. Policies differ in how many precise tensors they have as much as in which:
+    a step draws a level between all narrowest and all widest first, then every variable around it.
+    """
+    net = stages.problem.placed_supernet()
+    net.model.load_state_dict(teacher.model.state_dict())
+    net.calibrate(inputs(stages.problem, stages.settings.calibration_batches))
+    variables, seed = stages.problem.space.variables, stages.problem.config.seed
+    counts = torch.tensor([len(variable.candidates) for variable in variables])
+    forward = stages.forward_of(net)
+
+    def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        level, noise = torch.rand(1, generator=generator), torch.rand(len(counts), generator=generator)
+        drawn = ((level + noise - 0.5).clamp(0, 0.999) * counts).long().tolist()
+        net.set_policy({v.name: v.candidates[index] for v, index in zip(variables, drawn, strict=True)})
+        value = stages.task_loss(forward(x), x, y, teacher)
+        return value, {"loss": f"{value.item():.3f}"}
+
+    optimizers = [
+        (stages.weight_optimizer(net), stages.settings.joint_rate),
+        (torch.optim.Adam(net.quantizers.parameters()), stages.settings.step_rate),
+    ]
+    stages.train(stages.phase("joint", net, optimizers, loss, stages.settings.joint_epochs))
+    return net
+
+
+def train_gates(stages: Stages, supernet: Supernet, teacher: Supernet, steps: int) -> Searched:
+    """Searches all points with the weights and quantizers of a trained supernet, which stay as they are."""
+    config = stages.problem.config.search
+    aims = fronts.aims(stages.problem.pricing, stages.problem.budgets, config.points, config.relaxed_points)
+    net = stages.problem.placed_supernet(sets=len(aims))
+    net.adopt(supernet)
+    freeze(net.model, net.quantizers)
+    batches = FirstBatches(stages.batches, steps)
+    epochs = -(-steps // batches.train_batches(stages.settings.batch_size))
+    phase = _gated_phase(stages, "gates", net, teacher, aims, [_gate_optimizer(stages, net, steps)], epochs)
+    stages.train(phase, batches)
+    return _searched(net, aims)
+
+
+def policies_of(stages: Stages, searched: Searched) -> list[Policy]:
+    """Returns the policies to fine-tune: one per gate set, and the uniform ones they are compared with."""
+    policies = fronts.choose_policies(stages.problem.pricing, searched.aims, searched.scores)
+    if not policies:
+        raise BudgetError("the search found no policy within its budgets; this is a defect, please report it")
+    return stages.with_references(policies)
+
+
+def fill_front(stages: Stages, candidates: list[Candidate], searched: Searched, teacher: Supernet) -> list[Candidate]:
+    """Fine-tunes further policies in the gaps while too few points within the budgets are on the front."""
+    problem, config = stages.problem, stages.problem.config.search
+    added: list[Candidate] = []
+    while len(added) < config.extra_points:
+        known = [*candidates, *added]
+        points = [p for p in judge_points(problem, known) if p.on_front and p.within_budgets]
+        if len(points) >= config.front_points:
+            break
+        taken = [candidate.policy.bits for candidate in known]
+        gate_sets, front = (searched.aims, searched.scores), [(p.price, p.validation.loss) for p in points]
+        bits = fronts.between(problem.pricing, problem.budgets, gate_sets, front, taken)
+        if bits is None:
+            break
+        policy = Policy(f"x{len(added):02d}", bits, "search")
+        added.append(stages.finetune(policy, searched.net, teacher))
+    return added
+
+
+def conclude(stages: Stages, searched: Searched, teacher: Supernet) -> Front:
+    """Fine-tunes the policies of a searched supernet, judges them and writes the front into the run directory."""
+    candidates = [stages.finetune(policy, searched.net, teacher) for policy in policies_of(stages, searched)]
+    candidates += fill_front(stages, candidates, searched, teacher)
+    return stages.present(candidates, teacher)
+
+
+def _gate_optimizer(stages: Stages, net: Supernet, steps: int) -> tuple[torch.optim.Optimizer, float]:
+    rate = stages.settings.gate_rate or min(0.1, max(0.004, 12 / max(steps, 1)))
+    return torch.optim.Adam(net.gates.parameters(), betas=(0.9, 0.99)), rate
+
+
+def _gated_phase(
+    stages: Stages, name: str, net: Supernet, teacher: Supernet, aims: Sequence[fronts.Aim],
+    optimizers: list[tuple[torch.optim.Optimizer, float]], epochs: int,
+) -> Phase:  # fmt: skip
+    config, seed = stages.problem.config.search, stages.problem.config.seed
+    tables, variables = stages.problem.pricing.tables, len(stages.problem.space.variables)
+    limits = [aim.limits for aim in aims]
+    lagrangian = AugmentedLagrangian(limits, penalty=config.penalty, rate=config.multiplier_rate)
+    gates = GateTraining(net, tables, lagrangian)
+    forward = stages.forward_of(net)
+
+    def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+        index = number % net.gates.sets
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        gates.sample(index, torch.rand(variables, generator=generator))
+        value = stages.task_loss(forward(x), x, y, teacher)
+        shown = {"loss": f"{value.item():.3f}", "point": str(index)}
+        for cost, limit in lagrangian.targets[index].items():
+            if gates.expected:
+                shown[LABELS[cost]] = f"{100 * gates.expected[cost][index].item() / limit:.0f}%"
+        return value, shown
+
+    phase = stages.phase(name, net, optimizers, loss, epochs)
+    phase.after_backward, phase.before_step, phase.after_step = gates.collect, gates.backward, gates.update
+    phase.batch_leaves = gates.leaves
+    phase.after_epoch = lambda epoch: gates.facts()
+    phase.extra = {
+        "multipliers": lagrangian.multipliers, "sensitivity": gates.sensitivity, "weight": gates.weight,
+    }  # fmt: skip
+    return phase
+
+
+def _searched(net: Supernet, aims: Sequence[fronts.Aim]) -> Searched:
+    return Searched(net, aims, [net.gates.scores(index).numpy() for index in range(len(aims))])
