@@ -46,6 +46,7 @@ class Bench:
         torch.manual_seed(0)
         model = build_model(arguments.model, 3, 10, 32).train()
         x = torch.randn(arguments.batch, 3, 32, 32)
+        _estimate_norms(model, x)
         self.y = torch.randint(0, 10, (arguments.batch,))
         graph: ModelGraph = trace(model, x[:2])
         device = find_device(arguments.device)
@@ -167,6 +168,17 @@ def _peak_kib(arguments: argparse.Namespace) -> int:
 def _resident_kib(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+@torch.no_grad()
+def _estimate_norms(model: nn.Module, x: torch.Tensor) -> None:
+    """Lets an untrained model's normalisations fit its activations, as those of a trained one do."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model(x[:16])
+    for norm in norms:
+        norm.momentum = 0.1
 
 
 def _optimizer(module: nn.Module) -> torch.optim.Optimizer:

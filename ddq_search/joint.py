@@ -88,6 +88,8 @@ def train_gates(stages: Stages, supernet: Supernet, teacher: Supernet, steps: in
     aims = fronts.aims(stages.problem.pricing, stages.problem.budgets, config.points, config.relaxed_points)
     net = stages.problem.placed_supernet(sets=len(aims))
     net.adopt(supernet)
+    if not net.gates.exists.any():
+        return _searched(net, aims)  # every variable is pinned
     freeze(net.model, net.quantizers)
     batches = FirstBatches(stages.batches, steps)
     epochs = -(-steps // batches.train_batches(stages.settings.batch_size))
@@ -158,6 +160,8 @@ def _gated_phase(
         return value, shown
 
     phase = stages.phase(name, net, optimizers, loss, epochs)
+    if not net.gates.exists.any():
+        return phase  # every variable is pinned
     phase.after_backward, phase.before_step, phase.after_step = gates.collect, gates.backward, gates.update
     phase.batch_leaves = gates.leaves
     phase.after_epoch = lambda epoch: gates.facts()

@@ -9,6 +9,7 @@ Where several processes share a run, the first one reads and writes for all of t
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import platform
 import subprocess
@@ -90,9 +91,10 @@ class RunDirectory:
             with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(dict(row))) + "\n")
         except OSError as error:
+            remedy = "free some space" if error.errno == errno.ENOSPC else "mend that"
             raise RunError(
-                f"cannot write {self.path / 'history.jsonl'}: {error.strerror or error}; free some space, then go on "
-                "with --resume"
+                f"cannot write {self.path / 'history.jsonl'}: {error.strerror or error}; {remedy}, then go on with "
+                "--resume"
             ) from error
 
     def history(self) -> list[dict[str, Any]]:

@@ -202,10 +202,12 @@ def _begin_step(phase: Phase, fraction: float) -> None:
 def _backward(phase: Phase, loss: Tensor, *, last: bool) -> bool:
     """Gives leaves and parameters their gradients, summed over processes; returns whether those in use are finite.
 
-    Leaves have a gradient after every batch, parameters after the last one of a step.
+    Leaves have a gradient after every batch, parameters after the last one of a step. Where nothing is left to learn
+    (weights frozen, steps calibrated for good) there is none.
     """
     scale = phase.loss_scale
-    (loss if scale is None else loss * scale.scale).backward()
+    if loss.requires_grad:
+        (loss if scale is None else loss * scale.scale).backward()
     leaves = [] if phase.batch_leaves is None else phase.batch_leaves()
     if last:
         leaves += [p for optimizer, _ in phase.optimizers for group in optimizer.param_groups for p in group["params"]]
