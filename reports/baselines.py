@@ -2,7 +2,8 @@
 
 Runs that differ in nothing but their seed form a group. For every seed the hypervolumes of the searched points within
 the budgets and of each baseline's points are compared under one reference, which is spanned by all points of all the
-group's seeds. The interval is a percentile bootstrap over seeds (10,000 resamples, fixed seed); one seed has none.
+group's seeds; a baseline that found no policy has none. The interval is a percentile bootstrap over seeds (10,000
+resamples, fixed seed); one seed has none.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def facts(records: Sequence[RunRecord]) -> pd.DataFrame:
         for cost in [cost for cost in members[0].budgets if cost in COSTS] or ["latency_s"]:
             pool = pd.concat([_points(record, cost) for record in members])
             reference = Reference.around(pool["val_loss"], pool[cost])
-            volumes = pd.DataFrame([_volumes(record, cost, reference) for record in members])
+            volumes = pd.DataFrame([_volumes(record, cost, reference) for record in members]).fillna(0.0)
             for kind in [column for column in volumes if column != "search"]:
                 differences = (volumes["search"] - volumes[kind]).to_numpy()
                 low, high = interval(differences)
