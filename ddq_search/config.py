@@ -8,10 +8,10 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ddq_search.budget import Wish, parse
 from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM
@@ -98,7 +98,7 @@ class TrainingConfig(_Section):
     ``float_epochs = 0`` starts from the given weights as they are. ``accumulate`` batches share an optimizer step.
     ``ema_decay`` > 0 lets the float model, the baseline and every fine-tuned policy end as the moving average of their
     weights. ``device`` is the processor that trains (``cpu``, ``cuda``, ``cuda:1``, ``mps``), ``precision`` the number
-    format of the network's products, ``compile`` whether training at fixed precisions runs through ``torch.compile``.
+    format of the network's products, ``compile`` whether training and the gated search run through ``torch.compile``.
     """
 
     float_epochs: Annotated[int, Field(ge=0)] = 30
@@ -166,6 +166,16 @@ class SearchConfig(_Section):
     ptq_images: Annotated[int, Field(gt=0, le=1024)] = 512
     penalty: Rate = 1.0
     multiplier_rate: Rate = 0.05
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        chooses = self.method in get_args(Baseline)
+        if self.mode == "ptq" and (chooses or self.baselines):
+            what = f"method {self.method!r} trains" if chooses else "baselines train"
+            raise ValueError(f"{what} weights, mode 'ptq' does not; leave one of them out")
+        if self.mode == "supernet" and self.method != "ddq":
+            raise ValueError(f"mode 'supernet' belongs to method 'ddq', not to {self.method!r}")
+        return self
 
 
 class RunConfig(_Section):

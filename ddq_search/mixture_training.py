@@ -37,6 +37,7 @@ class MixtureTraining:
         self.expected: dict[str, Tensor] = {}
         self._shares: Tensor | None = None
         self._leaf: Tensor | None = None
+        self._pulls: list[tuple[Tensor, Tensor]] = []
 
     def sample(self, noise: Tensor) -> None:
         """Lets the next forward pass mix; ``noise`` is ``[V, C]`` in [0, 1)."""
@@ -52,6 +53,8 @@ class MixtureTraining:
         """After the task loss's backward pass: measures how much the choices matter."""
         assert self._leaf is not None
         assert self._leaf.grad is not None, "sample, forward and backward come first"
+        assert self._shares is not None
+        self._pulls.append((self._leaf.grad, self._shares))
         exists = self._relaxation.exists
         highest = self._leaf.grad.masked_fill(~exists, -torch.inf).amax(1)
         lowest = self._leaf.grad.masked_fill(~exists, torch.inf).amin(1)
@@ -60,14 +63,13 @@ class MixtureTraining:
 
     def backward(self) -> None:
         """Before the optimizer step: gives every choice its gradient."""
-        assert self._shares is not None
-        assert self._leaf is not None
-        assert self._leaf.grad is not None
         probabilities = self._relaxation.probabilities()[None]
         self.expected = self._tables.expected(probabilities, self._lagrangian.costs)
         scale = float(self.sensitivity[0] / self.sensitivity[1].clamp_min(1e-12))
         penalty = max(scale, 1e-12) * self._lagrangian.total(self.expected)
-        ((self._leaf.grad * self._shares).sum() + penalty).backward()
+        task = torch.stack([(pull * shares).sum() for pull, shares in self._pulls]).sum()
+        (task + penalty).backward()
+        self._pulls.clear()
 
     def update(self) -> None:
         """After the optimizer step: keeps choices where they are allowed and raises or lowers the multipliers."""

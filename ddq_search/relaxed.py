@@ -101,6 +101,7 @@ def _search_one(
         phase = stages.phase(name, net, optimizers, _unset, epochs)
         _mixing(stages, teacher, net, relaxation, limits, phase, epochs * per_epoch)
         stages.train(phase, batches)
+        relaxation.advance(1.0)
         _settle(net, relaxation)
         scores = relaxation.scores().cpu().numpy()
         if isinstance(relaxation, Fractional):

@@ -104,5 +104,8 @@ def _carried_over(problem: Problem, record: RunDirectory, name: str) -> tuple[di
 def _finished(record: RunDirectory, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     loaded = record.load_checkpoint(name)
     if loaded is None:
-        raise RunError(f"{record.path} holds no finished search (checkpoint {name!r} is missing); finish it first")
+        raise RunError(
+            f"{record.path} holds no finished search (checkpoint {name!r} is missing): finish it first; "
+            "post-training runs and the relaxed methods have none"
+        )
     return loaded

@@ -19,6 +19,7 @@ from ddq_search.graph import to_json, write_graphml
 from ddq_search.judgement import Candidate, Front, judge
 from ddq_search.policy import Policy, uniform
 from ddq_search.problem import EVALUATION_BATCH, Problem, evaluate_policy, inputs
+from ddq_search.quantizers import fused
 from ddq_search.record import RunDirectory, environment
 from ddq_search.supernet import Supernet
 from ddq_search.task import Measure, Split, measure
@@ -37,7 +38,7 @@ def begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
     compute = trainable_compute(problem.config.training)
     record.fingerprint = problem.fingerprint
     record.write_text("config.toml", problem.config.to_toml())
-    record.write_json("environment.json", environment(compute.describe()))
+    record.write_json("environment.json", {**environment(compute.describe()), "quantizers": fused.status()})
     record.write_text("graph.json", to_json(problem.graph))
     distributed.from_first(lambda: write_graphml(problem.graph, record.path / "graph.graphml"))
     variables = [
@@ -126,7 +127,12 @@ class Stages:
 
     def forward_of(self, net: Supernet) -> Callable[[Tensor], Tensor]:
         """Returns what runs a network: itself, or compiled where the settings ask for it."""
-        return CompiledForward(net, self.progress.note) if self.settings.compile else net
+        if not self.settings.compile:
+            return net
+        if net.traceable:
+            return CompiledForward(net, self.progress.note)
+        self.progress.note("training.compile is left out: quantizers of these families choose outside the graph")
+        return net
 
     def phase(
         self, name: str, net: Supernet, optimizers: list[tuple[torch.optim.Optimizer, float]], loss: BatchLoss,

@@ -207,6 +207,11 @@ class Supernet(nn.Module):
         for quantizer in self.tensor_quantizers():
             quantizer.settle()
 
+    @property
+    def traceable(self) -> bool:
+        """Whether one compiled graph serves every policy."""
+        return all(isinstance(quantizer, UniformQuantizer) and quantizer.plain for quantizer in self.quantizers)
+
     def tensor_quantizers(self) -> Iterator[Quantizer]:
         """Yields the quantizers in the order of the space's variables."""
         for quantizer in self.quantizers:

@@ -70,7 +70,7 @@ class WatchedRun(RunDirectory):
             Hopeless: we do not.
         """
         label = name.removeprefix("policy-")
-        if name in _GATED:
+        if name in _GATED and (name == "gates" or self._problem.config.search.mode == "joint"):
             epoch, epochs = int(facts["epoch"]), self._problem.config.training.joint_epochs
             if epoch % max(1, epochs // _LOOKS) == 0 or epoch == epochs:
                 self._judge(f"{name} {epoch}", epoch, self._loss(name, tensors))

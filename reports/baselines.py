@@ -1,9 +1,9 @@
 """By how much hypervolume a search beats other ways of choosing policies, over seeds, with an interval.
 
-Runs that differ in nothing but their seed form a group. For every seed the hypervolumes of the searched points within
-the budgets and of each baseline's points are compared under one reference, which is spanned by all points of all the
-group's seeds; a baseline that found no policy has none. The interval is a percentile bootstrap over seeds (10,000
-resamples, fixed seed); one seed has none.
+Runs of one model, data, method, device and budgets form a group. For every seed the hypervolumes of the searched
+points, the uniform ones and each baseline's, all within the budgets, are compared under one reference, which is spanned
+by all points of all the group's seeds; a baseline that found no policy has none. The interval is a percentile bootstrap
+over seeds (10,000 resamples, fixed seed); one seed has none.
 """
 
 from __future__ import annotations
@@ -87,15 +87,23 @@ def _groups(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         budgets = ", ".join(f"{cost} {limit:.6g}" for cost, limit in sorted(record.budgets.items()))
-        key = " · ".join([record.front["model"], record.front["data"], record.device["name"], budgets or "no budgets"])
+        key = " · ".join(
+            [
+                record.front["model"],
+                record.front["data"],
+                record.front["method"],
+                record.device["name"],
+                budgets or "no budgets",
+            ]
+        )
         groups.setdefault(key, []).append(record)
     return groups
 
 
 def _points(record: RunRecord, cost: str) -> pd.DataFrame:
-    """Loss, cost and kind of the searched points within the budgets, of the uniform ones, and of all baselines."""
-    points = record.points
-    searched = points[(points["origin"] == "search") & points["within_budgets"].astype(bool)].assign(kind="search")
+    """Loss, cost and kind of the searched and uniform points within the budgets, and of all baselines."""
+    points = record.points[record.points["within_budgets"].astype(bool)]
+    searched = points[points["origin"] == "search"].assign(kind="search")
     uniform = points[points["origin"] == "uniform"].assign(kind="uniform")
     parts = [part[["val_loss", cost, "kind"]] for part in (searched, uniform, record.baselines) if len(part)]
     return pd.concat(parts)

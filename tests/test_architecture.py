@@ -20,7 +20,8 @@ FLOORS = (
      "layer_shape", "schedule", "contraction", "size_constraints"),
     ("quantizers", "supernet", "policy", "pareto", "front", "feasibility", "judgement", "projector", "lagrangian",
      "interchange", "quantizer_recipe", "training", "evaluation", "record", "config", "integer", "problem",
-     "gate_training", "mixture_training", "methods", "distributed", "batch_statistics", "batches", "compute", "compilation", "loss_scale"),
+     "gate_training", "mixture_training", "methods", "distributed", "batch_statistics", "batches", "compute",
+     "compilation", "loss_scale"),
     ("search", "stages", "solve", "ptq", "baselines", "relaxed", "joint", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from ddq_search.discrete import integer_weights
 from ddq_search.errors import ConfigError
+from ddq_search.lagrangian import AugmentedLagrangian
+from ddq_search.mixture_training import MixtureTraining
 from ddq_search.quantizers.choice_of_families import Quantizers
 from ddq_search.quantizers.relaxations import Fractional, HardConcrete, Softmax
 from ddq_search.quantizers.strategies import StrategyActivations, StrategyWeights
@@ -172,3 +174,34 @@ def test_activations_keep_a_known_grid_whatever_the_strategy():
 def test_what_does_not_fit_is_named(weights, activations, message):
     with pytest.raises(ConfigError, match=message):
         Quantizers(weights, activations).check()
+
+
+def test_a_mixture_may_not_overwrite_what_its_other_candidates_read():
+    quantizer = Quantizers().for_activations((2, 4, 32), False)
+    x = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
+    quantizer.calibrate(x)
+    shares = torch.tensor([0.2, 0.3, 0.5])
+    wanted = sum(p * quantizer.fake_quantize(x, k) for k, p in enumerate(shares))
+    quantizer.overwrites_input = True
+    torch.testing.assert_close(quantizer.mix(x.clone(), shares), wanted)
+
+
+def test_the_pull_of_accumulated_batches_adds_up():
+    class Net:
+        def mix(self, shares):
+            self.shares = shares
+
+    class Tables:
+        def expected(self, probabilities, costs):
+            return {}
+
+    relaxation, pulls = Softmax(COLUMNS), torch.arange(18.0).reshape(2, 3, 3)
+    choices = MixtureTraining(Net(), relaxation, Tables(), AugmentedLagrangian([{}]))
+    for pull in pulls:
+        choices.sample(noise())
+        (choices.leaves()[0] * pull).sum().backward()
+        choices.collect()
+    choices.backward()
+    found, relaxation.logits.grad = relaxation.logits.grad, None
+    (relaxation.shares(noise()) * pulls.sum(0)).sum().backward()
+    torch.testing.assert_close(found, relaxation.logits.grad)

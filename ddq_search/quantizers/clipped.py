@@ -44,7 +44,8 @@ class QuantizeClipped(torch.autograd.Function):
         steps = log_steps.exp()
         out = fake_quantize(x, steps[choice], grids[choice])
         ctx.save_for_backward(x, steps, out)
-        ctx.settings = grids, choice, share, factor, rounding
+        ctx.settings = grids, choice, factor, rounding
+        ctx.leading = (len(x), 1.0) if share == 1.0 else leading(len(x), share)
         return out.clone() if out is x else out
 
     @staticmethod
@@ -52,9 +53,9 @@ class QuantizeClipped(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of the tensor, the log steps, the offsets and ``c``."""
         x, steps, out = ctx.saved_tensors
-        grids, choice, share, factor, rounding = ctx.settings
+        grids, choice, factor, rounding = ctx.settings
         grid, needs = grids[choice], ctx.needs_input_grad
-        size, scale = leading(x.shape[0], share)
+        size, scale = ctx.leading
         part_x, part_out, part_grad = x[:size], out[:size], grad[:size]
         grad_x, grad_steps = grad, torch.zeros_like(steps)
         grad_offsets = torch.zeros_like(steps) if needs[2] else None

@@ -115,7 +115,8 @@ class Quantizer(nn.Module, ABC):
         """Returns the mixture of all `columns`, ``Σ_k shares[k] x_q(k)``, differentiable in everything."""
         total = torch.zeros_like(x)
         for choice, share in enumerate(shares.to(x.dtype).unbind()):
-            total = total + share * self.fake_quantize(x, choice)
+            own = x.clone() if self.overwrites_input else x  # every candidate reads it
+            total = total + share * self.fake_quantize(own, choice)
         return total
 
     def _bits(self, choice: int) -> int:

@@ -80,7 +80,9 @@ def forward_in_place(x: Tensor, step: Tensor, low: float, high: float, leading: 
         high: largest code less the zero point.
         leading: how many leading values, in storage order, the sums of the backward pass are to run over.
     """
-    kept = Kept(torch.empty(leading), torch.empty(x.numel(), dtype=torch.uint8))
+    kept = Kept(
+        torch.empty(leading, dtype=torch.float32, device="cpu"), torch.empty(x.numel(), dtype=torch.uint8, device="cpu")
+    )
     _forward(x, x, step, low, high, kept)
     return kept
 
