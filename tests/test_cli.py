@@ -38,7 +38,8 @@ SURFACE = {
     "": ["--version"],
     "search": [
         "--config", "--model", "--weights", "--data", "--device", "--latency", "--flash-kib", "--flash",
-        "--peak-ram-kib", "--peak-ram", "--seed", "--pin", "--set", "--out", "--resume", "--mode", "--baselines",
+        "--peak-ram-kib", "--peak-ram", "--seed", "--pin", "--set", "--out", "--resume", "--method", "--mode",
+        "--baselines",
     ],
     "solve": [
         "run", "--device", "--latency", "--flash-kib", "--flash", "--peak-ram-kib", "--peak-ram", "--set", "--out",

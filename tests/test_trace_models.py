@@ -242,7 +242,7 @@ def test_what_cannot_be_traced_is_named_with_module_and_line(module: nn.Module, 
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelShuffle(2)), "module '1'"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelUnshuffle(2)), "module '1'"),
         (nn.Conv2d(5, 4, 1), r"does not accept an input of shape \(1, 3, 8, 8\)"),
         (_Inside(_Two()), "one tensor"),
         (_Inside(_Flat()), "batch dimension"),
