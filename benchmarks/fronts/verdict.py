@@ -25,11 +25,15 @@ def main() -> None:
         print(sentence)
     document = {
         "command": " ".join(["benchmarks/fronts/verdict.py", *sys.argv[1:]]),
-        "verdict": json.loads(facts(records).to_json(orient="records")),
+        "verdict": [_without_folder(row) for row in json.loads(facts(records).to_json(orient="records"))],
         "runs": [_run(record) for record in records],
     }
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _without_folder(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"group": " · ".join(part.rpartition("/")[2] for part in row["group"].split(" · "))}
 
 
 def _run(record: RunRecord) -> dict[str, Any]:
