@@ -26,7 +26,7 @@ class CompiledForward:
     """Runs a module, compiled where that works.
 
     Args:
-        module: what runs; its mode and choices stay as they are at the first call.
+        module: what runs; its mode stays as it is at the first call.
         tell: gets the note.
         backend: of ``torch.compile``.
     """

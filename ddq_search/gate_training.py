@@ -99,22 +99,29 @@ class GateTraining:
         return self._net.gates.probabilities(self._net.gates.all_cumulative())
 
 
+@torch.no_grad()
 def gate_facts(net: Supernet, lagrangian: AugmentedLagrangian, tables: CostTables) -> dict[str, Any]:
-    """What the history keeps of the gates after an epoch: the tightest set's probabilities, and every set's costs."""
-    with torch.no_grad():
-        expected, gates = [], {}
-        for index in range(net.gates.sets):
-            probabilities = net.gates.probabilities(net.gates.cumulative(index))
-            expected.append({cost: float(value) for cost, value in tables.expected(probabilities).items()})
-            if index == 0:
-                for row, variable in zip(probabilities.tolist(), net.space.variables, strict=True):
-                    if len(variable.candidates) > 1:
-                        gates[variable.name] = [round(p, 4) for p in row[: len(variable.candidates)]]
+    """What the history keeps of the gates after an epoch; see `choice_facts`."""
+    return choice_facts(net, net.gates.probabilities(net.gates.all_cumulative()), lagrangian, tables)
+
+
+@torch.no_grad()
+def choice_facts(
+    net: Supernet, probabilities: Tensor, lagrangian: AugmentedLagrangian, tables: CostTables
+) -> dict[str, Any]:
+    """What the history keeps of choices after an epoch: the tightest set's probabilities, and every set's costs.
+
+    ``probabilities`` is ``[S, V, C]``.
+    """
+    costs = {cost: values.tolist() for cost, values in tables.expected(probabilities).items()}
+    expected = [{cost: values[index] for cost, values in costs.items()} for index in range(len(probabilities))]
+    rows = zip(probabilities[0].tolist(), net.space.variables, strict=True)
+    targets = [dict(target) for target in lagrangian.targets]
     return {
         "expected": expected[0],
-        "target": dict(lagrangian.targets[0]),
+        "target": dict(targets[0]),
         "expected_by_set": expected,
-        "targets_by_set": [dict(target) for target in lagrangian.targets],
-        "gates": gates,
+        "targets_by_set": targets,
+        "gates": {v.name: [round(p, 4) for p in row[: len(v.candidates)]] for row, v in rows if len(v.candidates) > 1},
         "set": 0,
     }

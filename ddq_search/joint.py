@@ -21,7 +21,6 @@ from ddq_search.gate_training import GateTraining
 from ddq_search.judgement import Candidate, Front, judge_points
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.policy import Policy
-from ddq_search.problem import inputs
 from ddq_search.stages import Stages, freeze
 from ddq_search.supernet import Supernet
 from ddq_search.training import Phase
@@ -40,14 +39,12 @@ def train_jointly(stages: Stages, teacher: Supernet) -> Searched:
     """Searches all points at once."""
     config = stages.problem.config.search
     aims = fronts.aims(stages.problem.pricing, stages.problem.budgets, config.points, config.relaxed_points)
-    net = stages.problem.placed_supernet(sets=len(aims))
-    net.load_state_dict({k: v for k, v in teacher.state_dict().items() if k.startswith("model.")}, strict=False)
-    net.calibrate(inputs(stages.problem, stages.settings.calibration_batches))
+    net = stages.calibrated(teacher, sets=len(aims))
     steps = stages.settings.joint_epochs * stages.source.train_batches(stages.settings.batch_size)
     optimizers = [
         (stages.weight_optimizer(net), stages.settings.joint_rate),
         (torch.optim.Adam(net.quantizers.parameters()), stages.settings.step_rate),
-        _gate_optimizer(stages, net, steps),
+        stages.choice_optimizer(net.gates, steps),
     ]
     stages.train(_gated_phase(stages, "joint", net, teacher, aims, optimizers, stages.settings.joint_epochs))
     return _searched(net, aims)
@@ -59,9 +56,7 @@ def train_supernet(stages: Stages, teacher: Supernet) -> Supernet:
     Each step computes a random policy. Policies differ in how many precise tensors they have as much as in which:
     a step draws a level between all narrowest and all widest first, then every variable around it.
     """
-    net = stages.problem.placed_supernet()
-    net.model.load_state_dict(teacher.model.state_dict())
-    net.calibrate(inputs(stages.problem, stages.settings.calibration_batches))
+    net = stages.calibrated(teacher)
     variables, seed = stages.problem.space.variables, stages.problem.config.seed
     counts = torch.tensor([len(variable.candidates) for variable in variables])
     forward = stages.forward_of(net)
@@ -93,7 +88,7 @@ def train_gates(stages: Stages, supernet: Supernet, teacher: Supernet, steps: in
     freeze(net.model, net.quantizers)
     batches = FirstBatches(stages.batches, steps)
     epochs = -(-steps // batches.train_batches(stages.settings.batch_size))
-    phase = _gated_phase(stages, "gates", net, teacher, aims, [_gate_optimizer(stages, net, steps)], epochs)
+    phase = _gated_phase(stages, "gates", net, teacher, aims, [stages.choice_optimizer(net.gates, steps)], epochs)
     stages.train(phase, batches)
     return _searched(net, aims)
 
@@ -130,11 +125,6 @@ def conclude(stages: Stages, searched: Searched, teacher: Supernet) -> Front:
     candidates = [stages.finetune(policy, searched.net, teacher) for policy in policies_of(stages, searched)]
     candidates += fill_front(stages, candidates, searched, teacher)
     return stages.present(candidates, teacher)
-
-
-def _gate_optimizer(stages: Stages, net: Supernet, steps: int) -> tuple[torch.optim.Optimizer, float]:
-    rate = stages.settings.gate_rate or min(0.1, max(0.004, 12 / max(steps, 1)))
-    return torch.optim.Adam(net.gates.parameters(), betas=(0.9, 0.99)), rate
 
 
 def _gated_phase(

@@ -7,8 +7,6 @@ sensitivity to the choices (a running mean of how much a variable's columns diff
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -98,18 +96,3 @@ class InferredTraining:
     def update(self) -> None:
         """After the optimizer step: raises or lowers the multipliers."""
         self._lagrangian.update_all({cost: value.detach() for cost, value in self.expected.items()})
-
-
-@torch.no_grad()
-def choice_facts(
-    net: Supernet, probabilities: Tensor, lagrangian: AugmentedLagrangian, tables: CostTables
-) -> dict[str, Any]:
-    """What the history keeps of one network's choices after an epoch; ``probabilities`` is ``[V, K]``."""
-    expected = {cost: float(value) for cost, value in tables.expected(probabilities).items()}
-    rows = zip(probabilities.tolist(), net.space.variables, strict=True)
-    gates = {v.name: [round(p, 4) for p in row[: len(v.candidates)]] for row, v in rows if len(v.candidates) > 1}
-    target = dict(lagrangian.targets[0])
-    return {
-        "expected": expected, "target": target, "expected_by_set": [expected], "targets_by_set": [target],
-        "gates": gates, "set": 0,
-    }  # fmt: skip

@@ -134,8 +134,8 @@ def inputs(problem: Problem, count: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _evaluate_as_trained(problem: Problem, net: Supernet, policy: Policy, split: Split) -> Measure:
-    net.set_policy(policy.bits)
+def measure_as_is(problem: Problem, net: Supernet, split: Split) -> Measure:
+    """Returns loss and metric of a network in its present mode, in floating point as it was trained."""
     net.eval()
     batches = problem.compute.placed(problem.source.plain(split, EVALUATION_BATCH))
     return measure(problem.task, [(net(x), y) for x, y in batches])
@@ -147,7 +147,8 @@ def evaluate_policy(problem: Problem, net: Supernet, policy: Policy, split: Spli
     A policy that leaves tensors in float32, which no device of ours runs, is computed as it was trained.
     """
     if FLOAT_BITS in policy.bits.values():
-        return _evaluate_as_trained(problem, net, policy, split)
+        net.set_policy(policy.bits)
+        return measure_as_is(problem, net, split)
     where = problem.compute.integer_device
     evaluator = IntegerEvaluator(lower(net.discretize(policy.bits), problem.device.arithmetic), where)
     batches = problem.source.plain(split, EVALUATION_BATCH)

@@ -13,7 +13,7 @@ from ddq_search.joint import conclude, train_gates
 from ddq_search.judgement import Candidate, Front
 from ddq_search.methods import INFERRING, MIXING
 from ddq_search.policy import Policy
-from ddq_search.problem import STATISTICS_EPOCH, Problem, inputs
+from ddq_search.problem import STATISTICS_EPOCH, Problem
 from ddq_search.record import RunDirectory
 from ddq_search.relaxed import search_relaxed
 from ddq_search.stages import Stages, begin
@@ -31,7 +31,7 @@ def ptq(problem: Problem, record: RunDirectory, progress: Progress | None = None
     stages, teacher = _prepared(problem, record, progress or Silent())
     if problem.config.search.method in (*MIXING, *INFERRING):
         return search_relaxed(stages, teacher, problem.config.search.method)
-    net = _calibrated(stages, teacher)
+    net = stages.calibrated(teacher)
     return conclude(stages, train_gates(stages, net, teacher, problem.config.search.solve_steps), teacher)
 
 
@@ -40,7 +40,7 @@ def quantize_policy(
 ) -> Candidate:
     """Quantizes the float model at one given policy as `ptq` does its own, without a search; raises as `ptq` does."""
     stages, teacher = _prepared(problem, record, progress or Silent())
-    return stages.finetune(policy, _calibrated(stages, teacher), teacher)
+    return stages.finetune(policy, stages.calibrated(teacher), teacher)
 
 
 def _prepared(problem: Problem, record: RunDirectory, progress: Progress) -> tuple[Stages, Supernet]:
@@ -63,12 +63,3 @@ def _prepared(problem: Problem, record: RunDirectory, progress: Progress) -> tup
     calibration = SameBatches(problem.source, STATISTICS_EPOCH, batches)
     stages = Stages(problem, record, progress, settings=settings, calibration=calibration)
     return stages, stages.train_float()
-
-
-def _calibrated(stages: Stages, teacher: Supernet) -> Supernet:
-    """Returns a supernet of the float model's weights, its quantizers set on the calibration images."""
-    problem = stages.problem
-    net = problem.placed_supernet()
-    net.model.load_state_dict(teacher.model.state_dict())
-    net.calibrate(inputs(problem, stages.settings.calibration_batches))
-    return net

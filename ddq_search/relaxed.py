@@ -19,11 +19,11 @@ from ddq_search import front as fronts
 from ddq_search.batches import FirstBatches, TrainingBatches
 from ddq_search.errors import BudgetError
 from ddq_search.feasibility import Pricing
+from ddq_search.gate_training import choice_facts
 from ddq_search.judgement import Front
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.methods import INFERRING
-from ddq_search.mixture_training import InferredTraining, MixtureTraining, choice_facts
-from ddq_search.problem import inputs
+from ddq_search.mixture_training import InferredTraining, MixtureTraining
 from ddq_search.quantizers.relaxations import Fractional, HardConcrete, Relaxation, Softmax
 from ddq_search.quantizers.strategies import StrategyQuantizer
 from ddq_search.stages import Stages, freeze
@@ -74,9 +74,7 @@ def _search_one(
 ) -> tuple[Supernet, dict[str, int] | None]:
     """Returns the network trained for one aim and the policy it ends at, None where that is taken already."""
     problem, settings = stages.problem, stages.settings
-    net = problem.placed_supernet()
-    net.model.load_state_dict(teacher.model.state_dict())
-    net.calibrate(inputs(problem, settings.calibration_batches))
+    net = stages.calibrated(teacher)
     batches = FirstBatches(stages.batches, problem.config.search.solve_steps) if stages.frozen else stages.batches
     per_epoch = batches.train_batches(settings.batch_size)
     epochs = -(-problem.config.search.solve_steps // per_epoch) if stages.frozen else settings.joint_epochs
@@ -96,8 +94,7 @@ def _search_one(
     else:
         relaxation = relaxation_of(method, net)
         net.add_module("relaxation", relaxation)
-        rate = settings.gate_rate or min(0.1, max(0.004, 12 / max(epochs * per_epoch, 1)))
-        optimizers.append((torch.optim.Adam(relaxation.parameters(), betas=(0.9, 0.99)), rate))
+        optimizers.append(stages.choice_optimizer(relaxation, epochs * per_epoch))
         phase = stages.phase(name, net, optimizers, _unset, epochs)
         _mixing(stages, teacher, net, relaxation, limits, phase, epochs * per_epoch)
         stages.train(phase, batches)
@@ -132,7 +129,9 @@ def _mixing(
     phase.kind, phase.point, phase.batch_loss = "joint", phase.name, loss
     phase.after_backward, phase.before_step, phase.after_step = choices.collect, choices.backward, choices.update
     phase.batch_leaves = choices.leaves
-    phase.after_epoch = lambda epoch: choice_facts(net, relaxation.probabilities(), limits, problem.pricing.tables)
+    phase.after_epoch = lambda epoch: choice_facts(
+        net, relaxation.probabilities()[None], limits, problem.pricing.tables
+    )
     phase.extra = {"multipliers": limits.multipliers, "sensitivity": choices.sensitivity}
 
 
@@ -147,7 +146,9 @@ def _inferring(stages: Stages, teacher: Supernet, net: Supernet, limits: Augment
 
     phase.kind, phase.point, phase.batch_loss = "joint", phase.name, loss
     phase.after_step = choices.update
-    phase.after_epoch = lambda epoch: choice_facts(net, net.inferred_probabilities(), limits, problem.pricing.tables)
+    phase.after_epoch = lambda epoch: choice_facts(
+        net, net.inferred_probabilities()[None], limits, problem.pricing.tables
+    )
     phase.extra = {"multipliers": limits.multipliers}
     return phase
 

@@ -18,11 +18,11 @@ from ddq_search.config import TrainingConfig
 from ddq_search.graph import to_json, write_graphml
 from ddq_search.judgement import Candidate, Front, judge
 from ddq_search.policy import Policy, uniform
-from ddq_search.problem import EVALUATION_BATCH, Problem, evaluate_policy, inputs
+from ddq_search.problem import Problem, evaluate_policy, inputs, measure_as_is
 from ddq_search.quantizers import fused
 from ddq_search.record import RunDirectory, environment
 from ddq_search.supernet import Supernet
-from ddq_search.task import Measure, Split, measure
+from ddq_search.task import Measure
 from ddq_search.training import (
     SCHEDULES,
     BatchLoss,
@@ -103,7 +103,7 @@ class Stages:
         settings = self.settings
         net = copy.deepcopy(teacher)
         if self.frozen:  # nothing trains weights, so the float model itself is the baseline
-            return net, self.measure_float(net, "validation")
+            return net, measure_as_is(self.problem, net, "validation")
         joint, tune = settings.joint_epochs, settings.finetune_epochs
         phase = self._weights_phase("baseline", net, joint + tune, settings.joint_rate, teacher)
         share = joint / (joint + tune)
@@ -111,7 +111,7 @@ class Stages:
         curve = SCHEDULES[settings.schedule]
         phase.schedule = lambda f: curve(f / share) if f < share else low * curve((f - share) / (1 - share))
         self.train(phase)
-        return net, self.measure_float(net, "validation")
+        return net, measure_as_is(self.problem, net, "validation")
 
     def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
         forward = self.forward_of(net)
@@ -157,6 +157,21 @@ class Stages:
         distance = self.task.distance(output, reference)
         return distance if weight == 1 else (1 - weight) * self.task.loss(output, y) + weight * distance
 
+    def calibrated(self, teacher: Supernet, sets: int = 1) -> Supernet:
+        """Returns a fresh supernet of the float model's weights, its quantizers set on the calibration batches."""
+        net = self.problem.placed_supernet(sets=sets)
+        self._calibrate(net, teacher)
+        return net
+
+    def _calibrate(self, net: Supernet, teacher: Supernet) -> None:
+        net.model.load_state_dict(teacher.model.state_dict())
+        net.calibrate(inputs(self.problem, self.settings.calibration_batches))
+
+    def choice_optimizer(self, choices: torch.nn.Module, steps: int) -> tuple[torch.optim.Optimizer, float]:
+        """Returns the optimizer of gates or other relaxed choices, and its rate: the fewer steps, the higher."""
+        rate = self.settings.gate_rate or min(0.1, max(0.004, 12 / max(steps, 1)))
+        return torch.optim.Adam(choices.parameters(), betas=(0.9, 0.99)), rate
+
     def weight_optimizer(self, net: Supernet) -> torch.optim.Optimizer:
         """Returns the optimizer of a network's own parameters; biases and normalisation are not decayed."""
         decayed = [p for p in net.model.parameters() if p.ndim > 1]
@@ -198,8 +213,7 @@ class Stages:
         """Trains one policy from the float model, without any search; returns it with its validation figures."""
 
         def prepare(net: Supernet) -> None:
-            net.model.load_state_dict(teacher.model.state_dict())
-            net.calibrate(inputs(self.problem, self.settings.calibration_batches))
+            self._calibrate(net, teacher)
             net.set_policy(policy.bits)
 
         rates = (self.settings.joint_rate, self.settings.step_rate)
@@ -246,17 +260,10 @@ class Stages:
             self.record.write_text(f"{folder}/{point.policy.name}.json", point.policy.to_json())
         return tested
 
-    def measure_float(self, net: Supernet, split: Split) -> Measure:
-        """Returns loss and metric of a float model over a split."""
-        net.eval()
-        with torch.no_grad():
-            batches = self.compute.placed(self.source.plain(split, EVALUATION_BATCH))
-            return measure(self.task, [(net(x), y) for x, y in batches])
-
     def test(self, front: Front, baseline: Supernet) -> Front:
         """Reads the test split, once, for the float baseline and every point."""
         points = [
             replace(point, test=evaluate_policy(self.problem, point.net, point.policy, "test"))
             for point in front.points
         ]
-        return replace(front, points=tuple(points), float_test=self.measure_float(baseline, "test"))
+        return replace(front, points=tuple(points), float_test=measure_as_is(self.problem, baseline, "test"))

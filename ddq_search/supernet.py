@@ -25,6 +25,7 @@ from ddq_search.batch_statistics import normalize
 from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import PolicyError
 from ddq_search.graph import SAME_GRID, WEIGHTED, ModelGraph, Operation, inputs_of, operations
+from ddq_search.operators import FUNCTIONS, free_operation
 from ddq_search.precision import FLOAT_BITS, ActivationGrid
 from ddq_search.quantizers.choice_of_families import UNIFORM, Quantizers
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightQuantizer
@@ -33,16 +34,6 @@ from ddq_search.quantizers.uniform import UniformQuantizer
 from ddq_search.space import SearchSpace
 
 _ON_GRID_ALREADY = SAME_GRID - {"avg_pool2d"}
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-}
 _NEED_RESULT = frozenset({"relu", "sigmoid", "tanh"})
 """Functions whose derivative torch computes from their result."""
 _CALIBRATION_VALUES = 16384
@@ -271,7 +262,7 @@ class Supernet(nn.Module):
             return self._clamp(op, x + arguments[1])
         if op.kind == "mul":
             return self._clamp(op, x * arguments[1])
-        return _free_operation(op, arguments)
+        return free_operation(op, arguments)
 
     def _weighted(self, op: Operation, x: Tensor) -> Tensor:
         module = self._modules_by_path[op.module or ""]
@@ -296,7 +287,7 @@ class Supernet(nn.Module):
     def _clamp(self, op: Operation, x: Tensor) -> Tensor:
         if op.clamp is None or (op.clamp == "relu" and self._quantizer_is_relu(op)):
             return x
-        return _FUNCTIONS[op.clamp](x)
+        return FUNCTIONS[op.clamp](x)
 
     def _quantizer_is_relu(self, op: Operation) -> bool:
         """An unsigned quantizer with zero point 0 clips at zero by itself."""
@@ -410,32 +401,3 @@ class Supernet(nn.Module):
 
 def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
     return tensor.detach().cpu().double().numpy()
-
-
-def _free_operation(op: Operation, arguments: list[Tensor]) -> Tensor:
-    x, facts = arguments[0], op.attributes
-    if op.kind == "activation":
-        return _FUNCTIONS[facts["function"]](x)
-    if op.kind == "mean":
-        return x.mean((2, 3), keepdim=facts["keepdim"])
-    if op.kind == "max_pool2d":
-        return F.max_pool2d(x, facts["kernel_size"], facts["stride"], facts["padding"][::2], 1, facts["ceil_mode"])
-    if op.kind == "avg_pool2d":
-        return F.avg_pool2d(
-            x,
-            facts["kernel_size"],
-            facts["stride"],
-            facts["padding"][::2],
-            facts["ceil_mode"],
-            facts["count_include_pad"],
-        )
-    if op.kind == "reshape":
-        return x.reshape(-1, *op.output_shape)
-    if op.kind == "transpose":
-        return x.permute(0, *(d + 1 for d in facts["dims"]))
-    if op.kind == "pixel_shuffle":
-        return F.pixel_shuffle(x, op.output_shape[1] // x.shape[2])
-    if op.kind == "slice":
-        return x.narrow(facts["dim"] + 1, facts["start"], facts["stop"] - facts["start"])
-    assert op.kind == "concat", op.kind
-    return torch.cat(arguments, facts["dim"] + 1)

@@ -242,11 +242,6 @@ def _diverged(phase: Phase, fact: str) -> RunError:
     )
 
 
-def to_layout(batches: Iterable[Batch], layout: str) -> Iterator[Batch]:
-    """Yields the batches with image inputs in the given memory layout."""
-    return Compute(layout=layout).placed(batches)
-
-
 def _parts(batches: Iterable[Batch], compute: Compute) -> Iterator[tuple[Tensor, Tensor, distributed.Part | None]]:
     """Yields this process's part of every batch, and which part it is."""
     for x, y in batches:

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from ddq_search import front as fronts
 from ddq_search.errors import RunError
-from ddq_search.problem import EVALUATION_BATCH, Problem, inputs
+from ddq_search.problem import Problem, inputs, measure_as_is
 from ddq_search.record import RunDirectory
-from ddq_search.task import measure
 
 LOSSES = "losses"
 """User attribute: label (``joint 5``, ``p00``) → [step, loss]; it outlives the worker."""
@@ -132,6 +131,4 @@ class WatchedRun(RunDirectory):
                 raise RunError("no policy within the budgets was found on the way; this is a defect, please report it")
             net.set_policy(bits)
             net.reestimate_norms(inputs(problem, settings.calibration_batches))
-            net.eval()
-            batches = problem.compute.placed(problem.source.plain("validation", EVALUATION_BATCH))
-            return measure(problem.task, ((net(x), y) for x, y in batches)).loss
+            return measure_as_is(problem, net, "validation").loss

@@ -24,7 +24,7 @@ from ddq_search.cli import assembly
 from ddq_search.cli.settings import read_config
 from ddq_search.config import RunConfig
 from ddq_search.policy import Policy
-from ddq_search.problem import Problem
+from ddq_search.problem import Problem, measure_as_is
 from ddq_search.record import RunDirectory
 from ddq_search.search import front_of
 from ddq_search.stages import Stages, begin
@@ -161,7 +161,7 @@ def _float(arguments: argparse.Namespace, keep: Path, seed: int) -> tuple[Supern
     stages = _stages(Stages, problem, keep / f"float-{seed}")
     teacher = stages.train_float()
     net, validation = stages.train_baseline(teacher)
-    return teacher, (net, validation), stages.measure_float(net, "test")
+    return teacher, (net, validation), measure_as_is(problem, net, "test")
 
 
 def _stages(kind: type[Stages], problem: Problem, folder: Path) -> Any:

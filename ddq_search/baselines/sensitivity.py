@@ -29,11 +29,10 @@ from ddq_search.distributed import from_first
 from ddq_search.errors import RunError
 from ddq_search.methods import quantizers_of
 from ddq_search.policy import uniform
-from ddq_search.problem import STATISTICS_EPOCH, inputs
+from ddq_search.problem import STATISTICS_EPOCH
 from ddq_search.record import RunDirectory
 from ddq_search.stages import Stages
 from ddq_search.supernet import Supernet
-from ddq_search.training import to_layout
 
 FILE = "sensitivities.json"
 Score = Literal["measured", "hessian"]
@@ -118,10 +117,8 @@ def _measured(stages: Stages, teacher: Supernet) -> list[dict[str, Any]]:
 
 def _hessian(stages: Stages, teacher: Supernet) -> list[dict[str, Any]]:
     problem, settings = stages.problem, stages.settings
-    place = next(teacher.parameters()).device
     batches = problem.source.train(seed=problem.config.seed, epoch=STATISTICS_EPOCH, batch_size=settings.batch_size)
-    few = itertools.islice(batches, settings.calibration_batches)
-    pairs = [(x.to(place), y.to(place)) for x, y in to_layout(few, settings.memory_layout)]
+    pairs = list(problem.compute.placed(itertools.islice(batches, settings.calibration_batches)))
 
     def loss(output: Tensor, y: Tensor) -> Tensor:
         if stages.frozen:  # no labels: the distance to the float model's own output
@@ -129,9 +126,7 @@ def _hessian(stages: Stages, teacher: Supernet) -> list[dict[str, Any]]:
         return stages.task.loss(output, y)
 
     curvature = traces(teacher, pairs, loss, problem.config.search.hessian_vectors, problem.config.seed)
-    net = problem.supernet().to(place)
-    net.model.load_state_dict(teacher.model.state_dict())
-    net.calibrate(x.to(place) for x in inputs(problem, settings.calibration_batches))
+    net = stages.calibrated(teacher)
     errors = squared_errors(net, (x for x, _ in pairs))
     rows = []
     for variable in problem.space.variables:

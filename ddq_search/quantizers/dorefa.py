@@ -24,7 +24,7 @@ from torch import Tensor
 from ddq_search.precision import FLOAT_BITS, weight_code_range
 from ddq_search.quantizers.calibrations import MSE, CalibratedActivations
 from ddq_search.quantizers.contract import WeightNumbers, WeightQuantizer
-from ddq_search.quantizers.given_values import GivenValues
+from ddq_search.quantizers.given_values import given_values
 from ddq_search.quantizers.registry import Family
 
 _SMALLEST = 1e-8
@@ -45,13 +45,7 @@ class DorefaWeights(WeightQuantizer):
 
     def fake_quantize(self, x: Tensor, choice: int, cumulative: Tensor | None = None) -> Tensor:
         """As the contract says."""
-        if self.candidates[choice] == FLOAT_BITS and cumulative is None:
-            return x
-        wanted = [choice] if cumulative is None else range(len(self.candidates))
-        with torch.no_grad():
-            values = [self._value(x, k) for k in wanted]
-            slope = self._slope(x, choice)
-        return GivenValues.apply(x, slope, cumulative, choice, *values)  # type: ignore[no-any-return]
+        return given_values(self, x, choice, cumulative, self._value, self._slope)
 
     @torch.no_grad()
     def quantize(self, x: Tensor, choice: int) -> Tensor:

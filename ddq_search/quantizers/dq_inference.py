@@ -8,6 +8,7 @@ float32 is no result of inferring.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -36,9 +37,9 @@ class InferringQuantizer(Quantizer):
         super().__setstate__(state)
         self.watch_gradients()  # copies of parameters have no hooks
 
+    @abstractmethod
     def watch_gradients(self) -> None:
         """Registers the clipping of gradients of fixed precisions."""
-        raise NotImplementedError
 
     def new_range(self, *, signed: bool) -> LearnedRange:
         """Returns a range of the class that the family names."""
@@ -111,9 +112,9 @@ class InferringQuantizer(Quantizer):
             self.fix_largest(self.range.largest_level())
         self.inferring = False
 
+    @abstractmethod
     def fix_largest(self, largest: Tensor) -> None:
         """Sets the learned step of every candidate from the largest level."""
-        raise NotImplementedError
 
     def refuse_inferring(self) -> None:
         """Checks that the precision is fixed.

@@ -16,6 +16,22 @@ static inline float on_grid(float x, float inverse, float low, float high)
     return code > high ? high : code;
 }
 
+struct span {
+    int64_t row, first, count;
+};
+
+static inline struct span span_of(int64_t block, int64_t per_row, int64_t columns)
+{
+    const int64_t first = block % per_row * BLOCK, left = columns - first;
+    return (struct span){block / per_row, first, left < BLOCK ? left : BLOCK};
+}
+
+static inline int64_t leading_in(struct span span, int64_t leading)
+{
+    const int64_t left = leading - span.first;
+    return left < 0 ? 0 : left < span.count ? left : span.count;
+}
+
 int64_t ddq_blocks(int64_t rows, int64_t columns)
 {
     return rows * ((columns + BLOCK - 1) / BLOCK);
@@ -29,8 +45,8 @@ void ddq_forward(const float *x, float *out, int64_t rows, int64_t columns, cons
     const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < rows * per_row; block++) {
-        const int64_t row = block / per_row, first = block % per_row * BLOCK;
-        const int64_t count = columns - first < BLOCK ? columns - first : BLOCK;
+        const struct span span = span_of(block, per_row, columns);
+        const int64_t row = span.row, first = span.first, count = span.count;
         const float *from = x + row * columns + first;
         float *to = out + row * columns + first;
         const float inv = inverse[row], unit = step[row];
@@ -64,9 +80,9 @@ void ddq_backward(const float *x, const uint8_t *inside, const float *grad, floa
     const int width = 1 + candidates;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < rows * per_row; block++) {
-        const int64_t row = block / per_row, first = block % per_row * BLOCK;
-        const int64_t count = columns - first < BLOCK ? columns - first : BLOCK;
-        const int64_t kept = leading - first < 0 ? 0 : leading - first < count ? leading - first : count;
+        const struct span span = span_of(block, per_row, columns);
+        const int64_t row = span.row, first = span.first, count = span.count;
+        const int64_t kept = leading_in(span, leading);
         const float *xs = x + row * leading + first, *gs = grad + row * columns + first;
         float *out = grad_x + row * columns + first;
         double *sums = partial + block * width;
@@ -131,8 +147,8 @@ void ddq_mix_forward(const float *x, float *out, int64_t rows, int64_t columns, 
     const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < rows * per_row; block++) {
-        const int64_t row = block / per_row, first = block % per_row * BLOCK;
-        const int64_t count = columns - first < BLOCK ? columns - first : BLOCK;
+        const struct span span = span_of(block, per_row, columns);
+        const int64_t row = span.row, first = span.first, count = span.count;
         const float *from = x + row * columns + first;
         float *to = out + row * columns + first;
         for (int k = 0; k < candidates; k++) {
@@ -157,9 +173,9 @@ void ddq_mix_backward(const float *x, const float *grad, float *grad_x, int64_t 
     const int width = 2 * candidates;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < rows * per_row; block++) {
-        const int64_t row = block / per_row, first = block % per_row * BLOCK;
-        const int64_t count = columns - first < BLOCK ? columns - first : BLOCK;
-        const int64_t kept = leading - first < 0 ? 0 : leading - first < count ? leading - first : count;
+        const struct span span = span_of(block, per_row, columns);
+        const int64_t row = span.row, first = span.first, count = span.count;
+        const int64_t kept = leading_in(span, leading);
         const float *xs = x + row * columns + first, *gs = grad + row * columns + first;
         float *out = grad_x + row * columns + first;
         double *sums = partial + block * width;

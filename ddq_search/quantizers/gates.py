@@ -69,9 +69,7 @@ class Gates(nn.Module):
 
         In main memory, where prices are, and since some devices have no float64.
         """
-        c = cumulative.cpu().double()
-        ones, zeros = torch.ones_like(c[..., :1]), torch.zeros_like(c[..., :1])
-        return torch.cat([ones, c], -1) - torch.cat([c, zeros], -1)
+        return thermometer(cumulative.cpu().double())
 
     @torch.no_grad()
     def scores(self, index: int) -> Tensor:
@@ -81,19 +79,34 @@ class Gates(nn.Module):
         where the gate below is more open than closed and the gate above is not. Absent candidates score 0. In main
         memory.
         """
-        exists = self.exists.cpu()
-        opened = ((self.own[index].cpu() + 1) / 2).double().clamp(1e-6, 1 - 1e-6)
-        up = (opened.log() * exists).cumsum(1)
-        closed = (1 - opened).log() * exists
-        above = closed.flip(1).cumsum(1).flip(1)
-        zeros = torch.zeros_like(up[:, :1])
-        return torch.cat([zeros, up], 1) + torch.cat([above, zeros], 1)
+        return pattern_scores((self.own[index].cpu() + 1) / 2, self.exists.cpu())
 
     @torch.no_grad()
     def project(self) -> None:
         """Keeps every gate inside its window (projected gradient step)."""
         for own in self.own:
             own.clamp_(-_OPEN_LIMIT, _OPEN_LIMIT)
+
+
+def thermometer(cumulative: Tensor) -> Tensor:
+    """Returns ``p`` ``[..., C]`` from ``c`` ``[..., C − 1]``, the probabilities of candidate 1, 2, … or a wider one."""
+    ones, zeros = torch.ones_like(cumulative[..., :1]), torch.zeros_like(cumulative[..., :1])
+    return torch.cat([ones, cumulative], -1) - torch.cat([cumulative, zeros], -1)
+
+
+def pattern_scores(opened: Tensor, exists: Tensor) -> Tensor:
+    """Returns the log-likelihood ``[V, C]`` float64 of every candidate's gate pattern, each gate read by itself.
+
+    Args:
+        opened: ``[V, C − 1]``, the probability that each gate is open.
+        exists: ``[V, C − 1]``, which gates a variable has.
+    """
+    opened = opened.double().clamp(1e-6, 1 - 1e-6)
+    up = (opened.log() * exists).cumsum(1)
+    closed = (1 - opened).log() * exists
+    above = closed.flip(1).cumsum(1).flip(1)
+    zeros = torch.zeros_like(up[:, :1])
+    return torch.cat([zeros, up], 1) + torch.cat([above, zeros], 1)
 
 
 def choose(cumulative: Tensor, uniform: Tensor) -> list[int]:

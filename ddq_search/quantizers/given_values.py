@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ddq_search.precision import FLOAT_BITS
+from ddq_search.quantizers.contract import Quantizer
+
+Computed = Callable[[Tensor, int], Tensor]
 
 
 class GivenValues(torch.autograd.Function):
@@ -33,3 +39,25 @@ class GivenValues(torch.autograd.Function):
         if values and ctx.needs_input_grad[2]:
             grad_cumulative = torch.stack([(grad * value).sum() for value in values]).diff()
         return grad * slope, None, grad_cumulative, None, *([None] * (len(ctx.needs_input_grad) - 4))
+
+
+def given_values(
+    quantizer: Quantizer, x: Tensor, choice: int, cumulative: Tensor | None, value: Computed, slope: Computed
+) -> Tensor:
+    """Returns the value of one candidate, with the gradients of `GivenValues`.
+
+    Args:
+        quantizer: whose candidates they are.
+        x: the tensor.
+        choice: index of the candidate.
+        cumulative: as in `Quantizer.fake_quantize`.
+        value: tensor, candidate → ``x_q``.
+        slope: tensor, candidate → what stands for ``∂x_q/∂x``.
+    """
+    if quantizer.candidates[choice] == FLOAT_BITS and cumulative is None:
+        return x
+    wanted = [choice] if cumulative is None else range(len(quantizer.candidates))
+    with torch.no_grad():
+        values = [value(x, k) for k in wanted]
+        passed = slope(x, choice)
+    return GivenValues.apply(x, passed, cumulative, choice, *values)  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ddq_search.discrete import LARGEST_RATIO, Point
 from ddq_search.precision import FLOAT_BITS, weight_code_range
 from ddq_search.quantizers.contract import WeightNumbers, WeightQuantizer
-from ddq_search.quantizers.given_values import GivenValues
+from ddq_search.quantizers.given_values import given_values
 from ddq_search.quantizers.registry import Family
 from ddq_search.quantizers.straight_through import Grid, fake_quantize
 from ddq_search.quantizers.uniform import least_squared_error
@@ -70,13 +70,7 @@ class MultipointWeights(WeightQuantizer):
 
     def fake_quantize(self, x: Tensor, choice: int, cumulative: Tensor | None = None) -> Tensor:
         """As the contract says; straight-through up to half a step beyond the largest sum of points."""
-        if self.candidates[choice] == FLOAT_BITS and cumulative is None:
-            return x
-        wanted = [choice] if cumulative is None else range(len(self.candidates))
-        with torch.no_grad():
-            values = [self._value(x, k) for k in wanted]
-            slope = self._inside(x, choice)
-        return GivenValues.apply(x, slope, cumulative, choice, *values)  # type: ignore[no-any-return]
+        return given_values(self, x, choice, cumulative, self._value, self._inside)
 
     @torch.no_grad()
     def quantize(self, x: Tensor, choice: int) -> Tensor:

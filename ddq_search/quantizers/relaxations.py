@@ -21,6 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ddq_search.quantizers.gates import pattern_scores, thermometer
+
 
 class Relaxation(nn.Module, ABC):
     """Choices of all variables.
@@ -143,17 +145,10 @@ class HardConcrete(Relaxation):
     @torch.no_grad()
     def scores(self) -> Tensor:
         """As the base class says: log-likelihood of every pattern, each gate by itself."""
-        opened = self._not_closed().double().clamp(1e-6, 1 - 1e-6)
-        exists = self.exists[:, 1:]
-        up = (opened.log() * exists).cumsum(1)
-        above = ((1 - opened).log() * exists).flip(1).cumsum(1).flip(1)
-        zeros = torch.zeros(len(opened), 1, dtype=torch.float64, device=opened.device)
-        return torch.cat([zeros, up], 1) + torch.cat([above, zeros], 1)
+        return pattern_scores(self._not_closed(), self.exists[:, 1:])
 
     def _not_closed(self) -> Tensor:
         return torch.sigmoid(self.log_alpha - self.TEMPERATURE * math.log(-self.LOW / self.HIGH))
 
     def _thermometer(self, gates: Tensor) -> Tensor:
-        cumulative = (gates * self.exists[:, 1:]).cumprod(1)
-        ones, zeros = torch.ones_like(cumulative[:, :1]), torch.zeros_like(cumulative[:, :1])
-        return torch.cat([ones, cumulative], 1) - torch.cat([cumulative, zeros], 1)
+        return thermometer((gates * self.exists[:, 1:]).cumprod(1))
