@@ -28,8 +28,8 @@ Method = Literal[
 ]  # fmt: skip
 Baseline = Literal["lsq-uniform", "random", "random-search", "greedy", "ilp", "hawq-ilp", "nsga2", "rusci"]
 
-_PLACES: dict[str, Any] = {"out": True, "training": {"device", "compile"}}
-"""Where a run is computed and kept, which is no part of what is asked for."""
+_NO_PART: dict[str, Any] = {"out": True, "training": {"device", "compile"}, "search": {"baselines"}}
+"""What changes no checkpoint of a run: where it is computed and kept, and what it is compared with afterwards."""
 
 
 class _Section(BaseModel):
@@ -192,11 +192,11 @@ class RunConfig(_Section):
     search: SearchConfig = SearchConfig()
 
     def asked(self) -> dict[str, Any]:
-        """Returns what decides a run's result: everything but the output path and where training is computed."""
-        return self.model_dump(mode="json", exclude=_PLACES)
+        """Returns what decides a run's result: not the output path, where training is computed, or the baselines."""
+        return self.model_dump(mode="json", exclude=_NO_PART)
 
     def fingerprint(self, *more: str) -> str:
-        """Returns a hash of what is asked for: everything but the output path and where training is computed."""
+        """Returns a hash of what is `asked` for."""
         document = json.dumps([self.asked(), more], sort_keys=True)
         return hashlib.sha256(document.encode()).hexdigest()[:32]
 

@@ -17,7 +17,7 @@ from ddq_search.baselines.evaluated import Evaluated, best_within
 from ddq_search.baselines.greedy import greedy
 from ddq_search.baselines.ilp import least_sensitive
 from ddq_search.baselines.random_policies import random_policies
-from ddq_search.baselines.uniform_lsq import uniform_policies
+from ddq_search.baselines.uniform_lsq import uniform_policies, widest_uniform
 from ddq_search.cli.assembly import assemble
 from ddq_search.config import Baseline, load_config
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, CostTables, Factor
@@ -142,6 +142,8 @@ def test_uniform_policies_are_the_pairs_within_the_budget():
     found = uniform_policies(pricing, {FLASH: 50.0})
     assert found == {(2, 8): {"weights/a": 2, "weights/b": 2}, (4, 8): {"weights/a": 4, "weights/b": 4}}
     assert len(uniform_policies(pricing, {})) == 3
+    assert widest_uniform(pricing, {FLASH: 50.0}) == {"weights/a": 4, "weights/b": 4}
+    assert widest_uniform(pricing, {FLASH: 20.0}) is None
     with pytest.raises(BudgetError, match=r"nearest are 2-bit weights with 8-bit activations, 10.0 % beyond"):
         uniform_policies(pricing, {FLASH: 20.0})
 
@@ -159,6 +161,16 @@ def finished(tmp_path_factory):
     problem = assemble(load_config(None, {**SETTINGS, "search.baselines": list(KINDS)}))
     search(problem, RunDirectory(path))
     return path, problem
+
+
+def test_baselines_are_added_to_a_finished_run(finished):
+    """They change no checkpoint: nothing is trained again."""
+    path, problem = finished
+    fewer = assemble(load_config(None, {**SETTINGS, "search.baselines": ["random"]}))
+    assert fewer.fingerprint == problem.fingerprint
+    before = {file.name: file.stat().st_mtime_ns for file in (path / "checkpoints").iterdir()}
+    search(problem, RunDirectory(path))
+    assert {file.name: file.stat().st_mtime_ns for file in (path / "checkpoints").iterdir()} == before
 
 
 def test_every_kind_keeps_the_budgets_and_trains_its_share(finished):

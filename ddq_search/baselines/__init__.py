@@ -1,6 +1,7 @@
 """Other ways of choosing policies, at the same budgets and with equal training: rivals of a search, and methods.
 
-* ``lsq-uniform``: one bitwidth for all weights and one for all activations, every pair within the budgets.
+* ``lsq-uniform``: one bitwidth for all weights and one for all activations: the widest pair of every aim, or, as a
+  method of its own, every pair within the budgets.
 * ``random``: random preferences, projected into the budgets.
 * ``random-search``: the best of many random policies, by their loss without training: what NSGA-II must beat.
 * ``greedy``: from uniform 8 bit, one tensor after the other, the one that loses least per saving.

@@ -10,7 +10,7 @@ from ddq_search.baselines.ilp import least_sensitive
 from ddq_search.baselines.random_policies import random_policies
 from ddq_search.baselines.rusci import memory_driven, require_known_costs, shortfall
 from ddq_search.baselines.sensitivity import Score, sensitivities
-from ddq_search.baselines.uniform_lsq import uniform_policies
+from ddq_search.baselines.uniform_lsq import uniform_policies, widest_uniform
 from ddq_search.baselines.untrained import Untrained
 from ddq_search.cost import FLASH, LATENCY
 from ddq_search.errors import BudgetError, ConfigError
@@ -46,7 +46,7 @@ def choose(stages: Stages, teacher: Supernet, kind: str, aims: Sequence[Aim]) ->
         stages: the stages of a run; scores that are computed are kept in its directory.
         teacher: the trained float model.
         kind: one of `KINDS`.
-        aims: what the policies aim at. ``lsq-uniform`` takes every pair of bitwidths within the budgets instead.
+        aims: what the policies aim at.
 
     Raises:
         BudgetError: nothing was found within the budgets.
@@ -54,8 +54,6 @@ def choose(stages: Stages, teacher: Supernet, kind: str, aims: Sequence[Aim]) ->
     """
     problem = stages.problem
     require_able(problem, kind)
-    if kind == "lsq-uniform":
-        return [("search", policy) for policy in uniform_policies(problem.pricing, problem.budgets).values()]
     found: Chosen = []
     for aim, policy in zip(aims, _WAYS[kind](stages, teacher, [aim.limits for aim in aims]), strict=True):
         if policy is not None and policy not in [bits for _, bits in found]:
@@ -64,6 +62,19 @@ def choose(stages: Stages, teacher: Supernet, kind: str, aims: Sequence[Aim]) ->
         reason = shortfall(problem.pricing, problem.budgets) if kind == "rusci" else _REMEDIES[kind]
         raise BudgetError(f"{kind}: found no policy within the budgets, though there are some; {reason}")
     return found
+
+
+def every_uniform(problem: Problem) -> Chosen:
+    """Returns every pair of candidate bitwidths within the budgets: ``lsq-uniform`` as a method of its own.
+
+    Raises:
+        BudgetError: no pair is.
+    """
+    return [("search", policy) for policy in uniform_policies(problem.pricing, problem.budgets).values()]
+
+
+def _uniform(stages: Stages, teacher: Supernet, limits: Sequence[Limits]) -> Sequence[dict[str, int] | None]:
+    return [widest_uniform(stages.problem.pricing, limit) for limit in limits]
 
 
 def _random(stages: Stages, teacher: Supernet, limits: Sequence[Limits]) -> Sequence[dict[str, int] | None]:
@@ -123,6 +134,7 @@ def _rusci(stages: Stages, teacher: Supernet, limits: Sequence[Limits]) -> Seque
 
 
 _WAYS: dict[str, _Way] = {
+    "lsq-uniform": _uniform,
     "random": _random,
     "random-search": _random_search,
     "greedy": _greedy,
@@ -131,10 +143,11 @@ _WAYS: dict[str, _Way] = {
     "nsga2": _nsga2,
     "rusci": _rusci,
 }
-KINDS = ("lsq-uniform", *_WAYS)
+KINDS = tuple(_WAYS)
 """Names of the ways."""
 _MORE = "raise search.evaluations, or take another method"
 _REMEDIES = {
+    "lsq-uniform": "loosen a budget",
     "random-search": _MORE,
     "nsga2": _MORE,
     "greedy": "no single step saves enough; take ilp, which sees steps that pay only together",

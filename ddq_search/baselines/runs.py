@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddq_search import front as fronts
-from ddq_search.baselines.choosing import choose, require_able
+from ddq_search.baselines.choosing import choose, every_uniform, require_able
 from ddq_search.cost import COSTS
 from ddq_search.errors import BudgetError
 from ddq_search.judgement import Front
@@ -41,7 +41,8 @@ def run_method(stages: Stages, teacher: Supernet, kind: str) -> Front:
     problem, search = stages.problem, stages.problem.config.search
     require_able(problem, kind)
     aims = fronts.aims(problem.pricing, problem.budgets, search.points, search.relaxed_points)
-    policies = fronts.named(problem.pricing, choose(stages, teacher, kind, aims))
+    chosen = every_uniform(problem) if kind == "lsq-uniform" else choose(stages, teacher, kind, aims)
+    policies = fronts.named(problem.pricing, chosen)
     joint, tune = stages.settings.joint_epochs, stages.settings.finetune_epochs
     epochs = min(joint + tune, math.ceil((joint + len(aims) * tune) / len(policies)))
     stages.progress.note(f"{kind}: {len(policies)} policies for {len(aims)} aims, {epochs} epochs each")

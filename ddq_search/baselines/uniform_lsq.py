@@ -16,6 +16,18 @@ from ddq_search.policy import uniform
 _ROLES = ("weights", "activations")
 
 
+def widest_uniform(pricing: Pricing, limits: Mapping[str, float]) -> dict[str, int] | None:
+    """Returns the uniform policy of most bits within the limits, weights and activations together; None without one.
+
+    Of equal sums the one with more bits for activations.
+    """
+    try:
+        found = uniform_policies(pricing, limits)
+    except BudgetError:
+        return None
+    return found[max(found, key=lambda pair: (sum(pair), pair[1]))]
+
+
 def uniform_policies(pricing: Pricing, limits: Mapping[str, float]) -> dict[tuple[int, int], dict[str, int]]:
     """Returns (weight bits, activation bits) → policy of every pair of candidate bitwidths that keeps the limits.
 

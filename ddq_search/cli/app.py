@@ -101,7 +101,7 @@ def search(
     method: Annotated[str | None, typer.Option("--method", help="ddq, dq, dqss, edmips, … (docs/methods.md)")] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="joint, supernet, or ptq: no training, no labels")] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="also train random, greedy and ILP policies, for the verdict")
+        bool, typer.Option("--baselines", help="also train uniform, random, greedy and ILP policies, for the verdict")
     ] = False,
 ) -> None:
     """Searches policies under budgets: float training, joint search, fine-tuning, front."""
@@ -112,7 +112,7 @@ def search(
     if method is not None:
         set_ = [*(set_ or ()), f"search.method={method}"]
     if baselines:
-        set_ = [*(set_ or ()), 'search.baselines=["random", "greedy", "ilp"]']
+        set_ = [*(set_ or ()), 'search.baselines=["lsq-uniform", "random", "greedy", "ilp"]']
     flags = _flags(model, weights, data, device, latency, flash, peak_ram, seed)
     runs.search(config, flags, pin, set_, out, resume=resume)
 

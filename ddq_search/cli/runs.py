@@ -46,8 +46,8 @@ def search(
     *,
     resume: bool,
 ) -> None:
-    """Searches; ``--resume`` with nothing but ``--out`` takes the configuration of the run itself."""
-    nothing_else = config is None and not pins and not settings and all(value is None for value in flags.values())
+    """Searches; ``--resume`` with only ``--out`` and ``settings`` takes the configuration of the run itself."""
+    nothing_else = config is None and not pins and all(value is None for value in flags.values())
     with distributed.processes():
         if resume and nothing_else and out is not None:
             config = assembly.stored_config(out)
