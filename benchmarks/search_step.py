@@ -1,9 +1,13 @@
 """One search step over one plain FP32 step: same model, same memory layout, interleaved in one run, median.
 
 python benchmarks/search_step.py --model resnet20 --threads 2 --repeats 25
-python benchmarks/search_step.py --model resnet20 --weights 2 8 --activations 2 8      # fewer candidates
+python benchmarks/search_step.py --model resnet20 --set training.distillation=0        # without the teacher's forward
+python benchmarks/search_step.py --model resnet20 --weights 2 3 4 5 6 7 8 32 --fewer 2 8   # against fewer candidates
 python benchmarks/search_step.py --model resnet20 --compiled                           # both through torch.compile
+python benchmarks/search_step.py --model resnet20 --processor cuda
 
+The search step is that of `ddq-search search` with its defaults: batch on the processor, teacher, forward, backward,
+gates, clipping, every optimizer. The plain step is forward, backward and SGD of the bare model.
 `ratio` is within one layout; `ratio_to_contiguous` leaves the search its layout and takes the plain contiguous step.
 `memory_ratio` compares what a step needs beyond what lies there before it, each measured in a process of its own.
 """
@@ -12,78 +16,74 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ddq_search.cost import CostTables
-from ddq_search.gate_training import GateTraining
-from ddq_search.graph import ModelGraph
-from ddq_search.lagrangian import AugmentedLagrangian
-from ddq_search.policy import uniform
+from ddq_search import front as fronts
+from ddq_search.cli import assembly
+from ddq_search.cli.settings import read_config
+from ddq_search.joint import joint_phase
+from ddq_search.problem import Problem
 from ddq_search.quantizers import fused
-from ddq_search.space import build_space
-from ddq_search.supernet import Supernet
-from ddq_search.trace import trace
-from hardware_models.devices import find_device
-from search_spaces.models import build_model
+from ddq_search.record import RunDirectory
+from ddq_search.stages import Stages
+from ddq_search.task import Batch
+from ddq_search.training import Silent, Steps
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-class Bench:
-    """A model, its supernet, and one step of each."""
+class Plain:
+    """Training of the bare model."""
 
-    def __init__(self, arguments: argparse.Namespace, layout: str) -> None:
-        torch.manual_seed(0)
-        model = build_model(arguments.model, 3, 10, 32).train()
-        x = torch.randn(arguments.batch, 3, 32, 32)
-        _estimate_norms(model, x)
-        self.y = torch.randint(0, 10, (arguments.batch,))
-        graph: ModelGraph = trace(model, x[:2])
-        device = find_device(arguments.device)
-        space = build_space(graph, device, weight_bits=arguments.weights, activation_bits=arguments.activations)
-        tables = CostTables(space, device.factors(graph, space))
-        reference = tables.price(uniform(space, max(arguments.weights), max(arguments.activations)))
-        limits = {cost: 0.8 * value for cost, value in reference.items() if cost != "peak_ram_bytes"}
-        self.net = Supernet(model, graph, space, sets=arguments.sets, gradient_share=arguments.share)
-        self.net.calibrate([x[:4]])
+    def __init__(self, arguments: argparse.Namespace, layout: str, problem: Problem) -> None:
+        self.x, self.y = _batch(arguments, problem, layout)
+        model = copy.deepcopy(problem.model).to(arguments.processor, memory_format=LAYOUTS[layout]).train()
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        self._forward = torch.compile(lambda t: model(t), dynamic=False) if arguments.compiled else model
+
+    def step(self) -> None:
+        """One step."""
+        self._optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self._forward(self.x), self.y).backward()
+        self._optimizer.step()
+
+
+class Search:
+    """The joint phase of a search."""
+
+    def __init__(self, arguments: argparse.Namespace, layout: str, problem: Problem) -> None:
+        self.x, self.y = _batch(arguments, problem, layout)
+        stages = Stages(problem, RunDirectory(Path("not written")), Silent())
+        self._teacher = problem.placed_supernet()
+        self._teacher.set_float()
+        aims = fronts.aims(problem.pricing, problem.budgets, arguments.sets, 0)
+        self.net = stages.calibrated(self._teacher, sets=len(aims))
+        self._phase = joint_phase(stages, self.net, self._teacher, aims)
+        per_epoch = problem.source.train_batches(arguments.batch)
+        self._steps, self._number = Steps(self._phase, stages.compute, per_epoch), per_epoch
         self.net.train()
-        self.gates = GateTraining(self.net, tables, AugmentedLagrangian([limits] * arguments.sets))
-        self.x = x.contiguous(memory_format=LAYOUTS[layout])
-        self.plain = copy.deepcopy(model).to(memory_format=LAYOUTS[layout])
-        self.net.model.to(memory_format=LAYOUTS[layout])
-        self.generator = torch.Generator().manual_seed(0)
-        self.optimizers = {name: _optimizer(module) for name, module in (("plain", self.plain), ("search", self.net))}
-        self.forward: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"plain": self.plain, "search": self.net}
-        if arguments.compiled:
-            plain, net = self.plain, self.net
-            self.forward = {
-                "plain": torch.compile(lambda t: plain(t), dynamic=False),
-                "search": torch.compile(lambda t: net(t), dynamic=False),
-            }
 
-    def step(self, name: str) -> None:
-        """One step of ``plain`` or ``search``."""
-        self.optimizers[name].zero_grad(set_to_none=True)
-        if name == "plain":
-            F.cross_entropy(self.forward[name](self.x), self.y).backward()
-            self.optimizers[name].step()
-            return
-        self.gates.sample(1, torch.rand(len(self.net.space.variables), generator=self.generator))
-        F.cross_entropy(self.forward[name](self.x), self.y).backward()
-        self.gates.collect()
-        self.gates.backward()
-        self.optimizers[name].step()
-        self.gates.update()
+    def step(self) -> None:
+        """One step."""
+        self._steps.batch(self.x, self.y, self._number)
+        self._number += 1
+
+    def reached(self) -> int:
+        """Gates to which the last step's loss gave a gradient."""
+        assert self._phase.batch_leaves is not None
+        (leaf,) = self._phase.batch_leaves()
+        assert leaf.grad is not None
+        return int((leaf.grad != 0).sum())
 
 
 def main() -> None:
@@ -104,65 +104,107 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=25)
-    parser.add_argument("--share", type=float, default=0.25, help="share of the batch for step and gate gradients")
     parser.add_argument("--sets", type=int, default=20, help="gate sets: points of the front searched at once")
     parser.add_argument("--device", default="cortex-a53-rpi3-lowbit-neon")
     parser.add_argument("--weights", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--activations", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--fewer", type=int, nargs="+", help="candidates of a second search in the same run")
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--memory-of", choices=["plain", "search"], help=argparse.SUPPRESS)
+    parser.add_argument("--processor", default="cpu")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the configuration")
+    parser.add_argument("--memory-of", choices=["plain", "search", "fewer"], help=argparse.SUPPRESS)
     parser.add_argument("--out")
     return parser.parse_args()
 
 
+def _problem(arguments: argparse.Namespace, layout: str, weights: list[int], activations: list[int]) -> Problem:
+    settings = [
+        f"space.weight_bits={weights}", f"space.activation_bits={activations}",
+        f"training.batch_size={arguments.batch}", f"training.threads={arguments.threads}",
+        f'training.memory_layout="{layout}"',
+        f'training.device="{arguments.processor}"', f"training.compile={str(arguments.compiled).lower()}",
+        *arguments.set,
+    ]  # fmt: skip
+    flags = {
+        "model.name": arguments.model, "data.name": "synthetic:3x32x32x10", "device.profile": arguments.device,
+        "budgets.latency": "80%", "budgets.flash": "80%",
+    }  # fmt: skip
+    torch.manual_seed(0)
+    problem = assembly.assemble(read_config(None, flags, None, settings))
+    _estimate_norms(problem.model.train(), torch.randn(16, 3, 32, 32))
+    return problem
+
+
+def _side(arguments: argparse.Namespace, layout: str, name: str) -> Plain | Search:
+    few = arguments.fewer if name == "fewer" else None
+    problem = _problem(arguments, layout, few or arguments.weights, few or arguments.activations)
+    return (Plain if name == "plain" else Search)(arguments, layout, problem)
+
+
 def _compare(arguments: argparse.Namespace, layout: str) -> dict[str, object]:
-    bench = Bench(arguments, layout)
-    times: dict[str, list[float]] = {"plain": [], "search": []}
+    sides = {
+        name: _side(arguments, layout, name) for name in ("plain", "search", *(["fewer"] if arguments.fewer else []))
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats + 5):
-        for name, taken in times.items():
+        for name, side in sides.items():
             began = time.perf_counter()
-            bench.step(name)
-            taken.append(time.perf_counter() - began)
-    exists = bench.net.gates.exists
-    reached = min(int((own.grad[exists] != 0).sum()) for own in bench.net.gates.own if own.grad is not None)
+            side.step()
+            if arguments.processor != "cpu":
+                torch.accelerator.synchronize()
+            times[name].append(time.perf_counter() - began)
+    search = sides["search"]
+    assert isinstance(search, Search)
     medians = {name: statistics.median(values[5:]) for name, values in times.items()}
     needs = {name: _memory(arguments, layout, name) for name in times}
-    return {
+    result = {
         "model": arguments.model, "layout": layout, "batch": arguments.batch, "threads": arguments.threads,
-        "weights": arguments.weights, "activations": arguments.activations, "compiled": arguments.compiled,
+        "processor": arguments.processor, "weights": arguments.weights, "activations": arguments.activations,
+        "compiled": arguments.compiled, "set": arguments.set,
         "plain_ms": round(1e3 * medians["plain"], 2), "search_ms": round(1e3 * medians["search"], 2),
         "ratio": round(medians["search"] / medians["plain"], 3),
         "memory_ratio": round(needs["search"] / needs["plain"], 3),
-        "sets": arguments.sets, "gates_per_set": int(exists.sum()), "gates_with_gradient": reached,
-        "quantizers": fused.status(), "torch": torch.__version__,
+        "sets": arguments.sets, "gates_per_set": int(search.net.gates.exists.sum()),
+        "gates_with_gradient": search.reached(), "quantizers": fused.status(), "torch": torch.__version__,
     }  # fmt: skip
+    if arguments.fewer:
+        result |= {
+            "fewer": arguments.fewer, "fewer_ms": round(1e3 * medians["fewer"], 2),
+            "ratio_to_fewer": round(medians["search"] / medians["fewer"], 3),
+        }  # fmt: skip
+    return result
+
+
+def _batch(arguments: argparse.Namespace, problem: Problem, layout: str) -> Batch:
+    x, y = next(problem.source.train(seed=0, epoch=0, batch_size=arguments.batch))
+    return x.contiguous(memory_format=LAYOUTS[layout]).to(arguments.processor), y.to(arguments.processor)
 
 
 def _memory(arguments: argparse.Namespace, layout: str, name: str) -> int:
-    values = vars(arguments) | {"layouts": [layout]}
-    options = ["--memory-of", name, "--layouts", layout]
-    for key in ("model", "batch", "threads", "share", "sets", "device"):
-        options += [f"--{key}", str(values[key])]
-    for key in ("weights", "activations"):
-        options += [f"--{key}", *map(str, values[key])]
+    options = [*sys.argv[1:], "--memory-of", name, "--layouts", layout]
     found = subprocess.run([sys.executable, __file__, *options], check=True, capture_output=True, text=True)
     return int(found.stdout.split()[-1])
 
 
 def _peak_kib(arguments: argparse.Namespace) -> int:
-    """What three steps need at most beyond what lies there before them, KiB of resident memory (Linux)."""
-    bench = Bench(arguments, arguments.layouts[0])
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
-    before = _resident_kib("VmRSS")
+    """What three steps need at most beyond what lies there before them, KiB (resident memory on Linux, or CUDA's)."""
+    side = _side(arguments, arguments.layouts[0], arguments.memory_of)
+    on_cpu = arguments.processor == "cpu"
+    if on_cpu:
+        ctypes.CDLL(None).malloc_trim(0)  # what preparations freed is not there before the step
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
+    else:
+        torch.cuda.reset_peak_memory_stats()
+    before = _resident_kib("VmRSS") if on_cpu else torch.cuda.memory_allocated() // 1024
     for _ in range(3):
-        bench.step(arguments.memory_of)
-    return _resident_kib("VmHWM") - before
+        side.step()
+    return (_resident_kib("VmHWM") if on_cpu else torch.cuda.max_memory_allocated() // 1024) - before
 
 
 def _resident_kib(key: str) -> int:
@@ -176,13 +218,9 @@ def _estimate_norms(model: nn.Module, x: torch.Tensor) -> None:
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    model(x[:16])
+    model(x)
     for norm in norms:
         norm.momentum = 0.1
-
-
-def _optimizer(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
 
 
 if __name__ == "__main__":

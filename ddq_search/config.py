@@ -97,8 +97,10 @@ class TrainingConfig(_Section):
 
     ``float_epochs = 0`` starts from the given weights as they are. ``accumulate`` batches share an optimizer step.
     ``ema_decay`` > 0 lets the float model, the baseline and every fine-tuned policy end as the moving average of their
-    weights. ``device`` is the processor that trains (``cpu``, ``cuda``, ``cuda:1``, ``mps``), ``precision`` the number
-    format of the network's products, ``compile`` whether training and the gated search run through ``torch.compile``.
+    weights. ``distillation`` is the share of the loss that is the distance to the float model's output, estimated on
+    ``distilled_share`` of each batch (on all of it where there is no other loss).
+    ``device`` is the processor that trains (``cpu``, ``cuda``, ``cuda:1``, ``mps``), ``precision`` the number format of
+    the network's products, ``compile`` whether training and the gated search run through ``torch.compile``.
     """
 
     float_epochs: Annotated[int, Field(ge=0)] = 30
@@ -112,6 +114,7 @@ class TrainingConfig(_Section):
     gate_rate: Rate | None = None
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
     distillation: Annotated[float, Field(ge=0, le=1)] = 0.8
+    distilled_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     memory_layout: Literal["contiguous", "channels_last"] = "channels_last"
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     gradient_clip: Rate = 5.0

@@ -40,14 +40,20 @@ def train_jointly(stages: Stages, teacher: Supernet) -> Searched:
     config = stages.problem.config.search
     aims = fronts.aims(stages.problem.pricing, stages.problem.budgets, config.points, config.relaxed_points)
     net = stages.calibrated(teacher, sets=len(aims))
-    steps = stages.settings.joint_epochs * stages.source.train_batches(stages.settings.batch_size)
+    stages.train(joint_phase(stages, net, teacher, aims))
+    return _searched(net, aims)
+
+
+def joint_phase(stages: Stages, net: Supernet, teacher: Supernet, aims: Sequence[fronts.Aim]) -> Phase:
+    """Returns the training of a calibrated supernet's weights, quantizers and gates; one gate set per aim."""
+    settings = stages.settings
+    steps = settings.joint_epochs * stages.source.train_batches(settings.batch_size)
     optimizers = [
-        (stages.weight_optimizer(net), stages.settings.joint_rate),
-        (torch.optim.Adam(net.quantizers.parameters()), stages.settings.step_rate),
+        (stages.weight_optimizer(net), settings.joint_rate),
+        (torch.optim.Adam(net.quantizers.parameters()), settings.step_rate),
         stages.choice_optimizer(net.gates, steps),
     ]
-    stages.train(_gated_phase(stages, "joint", net, teacher, aims, optimizers, stages.settings.joint_epochs))
-    return _searched(net, aims)
+    return _gated_phase(stages, "joint", net, teacher, aims, optimizers, settings.joint_epochs)
 
 
 def train_supernet(stages: Stages, teacher: Supernet) -> Supernet:

@@ -147,15 +147,22 @@ class Stages:
         )  # fmt: skip
 
     def task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
-        """Returns the loss of a batch, part of it the distance to the teacher's output."""
+        """Returns the loss of a batch, part of it the distance to the teacher's output.
+
+        The distance is estimated on a leading share of the batch, unless it is all there is.
+        """
         weight, output = self.settings.distillation, widened(output)
         if teacher is None or weight == 0:
             return self.task.loss(output, y)
+        count, factor = distributed.leading(len(x), self.settings.distilled_share if weight < 1 else 1.0)
+        value = torch.zeros((), device=output.device) if weight == 1 else (1 - weight) * self.task.loss(output, y)
+        if count == 0:
+            return value
         teacher.eval()
         with torch.no_grad():
-            reference = widened(teacher(x))
-        distance = self.task.distance(output, reference)
-        return distance if weight == 1 else (1 - weight) * self.task.loss(output, y) + weight * distance
+            reference = widened(teacher(x[:count]))
+        own_share = count * factor / len(x)  # 1 in one process
+        return value + weight * own_share * self.task.distance(output[:count], reference)
 
     def calibrated(self, teacher: Supernet, sets: int = 1) -> Supernet:
         """Returns a fresh supernet of the float model's weights, its quantizers set on the calibration batches."""

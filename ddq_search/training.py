@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +22,6 @@ from ddq_search.compute import Compute
 from ddq_search.errors import RunError
 from ddq_search.loss_scale import LossScale
 from ddq_search.record import RunDirectory
-from ddq_search.task import Batch
 
 
 class Progress(Protocol):
@@ -144,34 +143,15 @@ def run_phase(
     distributed.require_same(_state(phase), f"at the start of phase {phase.name!r}")
     record.drop_history(phase.kind, phase.point, start)
     per_epoch = source.train_batches(batch_size)
-    total = phase.epochs * per_epoch
-    progress.begin(phase.name, total, start * per_epoch)
-    clipped = [p for group in phase.optimizers[0][0].param_groups for p in group["params"]]
+    steps = Steps(phase, compute, per_epoch)
+    progress.begin(phase.name, phase.epochs * per_epoch, start * per_epoch)
     for epoch in range(start, phase.epochs):
         began = time.perf_counter()
         phase.module.train()
-        losses = torch.zeros(())
-        count, finite = 0, True
-        batches = source.train(seed=seed, epoch=_epoch_key(phase.name, epoch), batch_size=batch_size)
-        for index, (x, y, part) in enumerate(_parts(batches, compute)):
-            number = epoch * per_epoch + index
-            first, last = index % phase.accumulate == 0, index + 1 == per_epoch or (index + 1) % phase.accumulate == 0
-            if first:
-                _begin_step(phase, number / total)
-                finite = True
-            with distributed.dividing(part), compute.autocast():
-                loss, facts = phase.batch_loss(x, y, number)
-            if part is not None:
-                loss = loss * part.weight
-            if not math.isfinite(float(loss.detach())):
-                raise _diverged(phase, f"the loss is not finite in epoch {epoch + 1}, batch {index + 1}")
-            shared = min(phase.accumulate, per_epoch - index // phase.accumulate * phase.accumulate)
-            finite &= _backward(phase, loss / shared, last=last)
-            if finite and phase.after_backward is not None:
-                phase.after_backward()
-            if last:
-                _end_step(phase, clipped, finite=finite)
-            losses += loss.detach().cpu()
+        losses, count = torch.zeros(()), 0
+        for x, y in source.train(seed=seed, epoch=_epoch_key(phase.name, epoch), batch_size=batch_size):
+            loss, facts = steps.batch(x, y, epoch * per_epoch + count)
+            losses += loss.cpu()
             count += 1
             progress.step({"epoch": f"{epoch + 1}/{phase.epochs}", **facts})
         distributed.sum_in_place([losses])
@@ -187,6 +167,53 @@ def run_phase(
         state = _state(phase)
         distributed.require_same(state, f"after epoch {epoch + 1} of phase {phase.name!r}")
         record.save_checkpoint(phase.name, state, {"epoch": epoch + 1})
+
+
+class Steps:
+    """The steps of a phase, batch by batch.
+
+    Args:
+        phase: what is trained.
+        compute: where.
+        per_epoch: batches of an epoch.
+    """
+
+    def __init__(self, phase: Phase, compute: Compute, per_epoch: int) -> None:
+        self._phase, self._compute, self._per_epoch = phase, compute, per_epoch
+        self._clipped = [p for group in phase.optimizers[0][0].param_groups for p in group["params"]]
+        self._finite = True
+
+    def batch(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
+        """Computes batch ``number`` of the phase, and the optimizer step where it is the last of one.
+
+        Returns:
+            The loss of this process's part of the batch, and what the progress line shows.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        phase, index = self._phase, number % self._per_epoch
+        first = index % phase.accumulate == 0
+        last = index + 1 == self._per_epoch or (index + 1) % phase.accumulate == 0
+        if first:
+            _begin_step(phase, number / (phase.epochs * self._per_epoch))
+            self._finite = True
+        part = distributed.part_of(len(x))
+        x, y = (x, y) if part is None else (part.of(x), part.of(y))
+        with distributed.dividing(part), self._compute.autocast():
+            loss, facts = phase.batch_loss(self._compute.place(x), self._compute.move(y), number)
+        if part is not None:
+            loss = loss * part.weight
+        if not math.isfinite(float(loss.detach())):
+            epoch = number // self._per_epoch + 1
+            raise _diverged(phase, f"the loss is not finite in epoch {epoch}, batch {index + 1}")
+        shared = min(phase.accumulate, self._per_epoch - index // phase.accumulate * phase.accumulate)
+        self._finite &= _backward(phase, loss / shared, last=last)
+        if self._finite and phase.after_backward is not None:
+            phase.after_backward()
+        if last:
+            _end_step(phase, self._clipped, finite=self._finite)
+        return loss.detach(), facts
 
 
 _RATES = {"float": "float_rate", "finetune": "finetune_rate"}
@@ -240,14 +267,6 @@ def _diverged(phase: Phase, fact: str) -> RunError:
         f"training diverged in phase {phase.name!r}: {fact}. Search with a lower {key} and another --out "
         f"(--set {key}=…), or check the data"
     )
-
-
-def _parts(batches: Iterable[Batch], compute: Compute) -> Iterator[tuple[Tensor, Tensor, distributed.Part | None]]:
-    """Yields this process's part of every batch, and which part it is."""
-    for x, y in batches:
-        part = distributed.part_of(len(x))
-        mine, targets = (x, y) if part is None else (part.of(x), part.of(y))
-        yield compute.place(mine), compute.move(targets), part
 
 
 def _epoch_key(name: str, epoch: int) -> int:
