@@ -16,7 +16,7 @@ PACKAGES = ("ddq_search", *SATELLITES)
 
 FLOORS = (
     ("errors", "precision", "whole_files"),
-    ("graph", "trace", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
+    ("graph", "trace", "fusion", "fx_nodes", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
      "layer_shape", "schedule", "contraction", "size_constraints"),
     ("quantizers", "supernet", "operators", "policy", "pareto", "front", "feasibility", "judgement", "projector",
      "lagrangian", "interchange", "quantizer_recipe", "training", "evaluation", "record", "config", "integer",
