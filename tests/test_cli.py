@@ -43,7 +43,7 @@ SURFACE = {
     ],
     "solve": [
         "run", "--device", "--latency", "--flash-kib", "--flash", "--peak-ram-kib", "--peak-ram", "--set", "--out",
-        "--resume",
+        "--quick", "--resume",
     ],
     "report": ["run"],
     "compare": ["runs", "--out"],

@@ -136,11 +136,14 @@ def solve(
     peak_ram: PeakRam = None,
     set_: Settings = None,
     out: Annotated[Path, typer.Option("--out", help="run directory of the result")] = Path("runs/solved"),
+    quick: Annotated[bool, typer.Option("--quick", help="one policy for the budgets, not fine-tuned")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted solve")] = False,
 ) -> None:
     """Solves another device or other budgets with the supernet of a finished run, without training it again."""
     from ddq_search.cli import runs
 
+    if quick:
+        set_ = [*runs.QUICK, *(set_ or ())]
     flags = _flags(None, None, None, device, latency, flash, peak_ram, None)
     runs.solve(run, flags, set_, out, resume=resume)
 

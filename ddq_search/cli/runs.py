@@ -70,6 +70,13 @@ def _search(config: RunConfig, *, resume: bool) -> Front:
                 return search(problem, record, progress)
 
 
+QUICK = (
+    "search.points=1", "search.relaxed_points=0", "search.extra_points=0", "search.uniform=[]",
+    "training.finetune_epochs=0",
+)  # fmt: skip
+"""Settings with which `solve` answers one budget with one policy, as the supernet has it."""
+
+
 def solve(run: Path, flags: Mapping[str, Any], settings: list[str] | None, out: Path, *, resume: bool) -> None:
     """Solves other budgets or another device with the supernet of a finished run."""
     from ddq_search.solve import solve as solve_from

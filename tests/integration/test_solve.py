@@ -91,3 +91,9 @@ def test_the_command(trained, tmp_path):
     assert result.exit_code == 0, result.output
     config = load_config(tmp_path / "y" / "config.toml", {})
     assert config.budgets == BudgetConfig(flash="60%")
+    quick = runner.invoke(app, ["solve", run, "--flash", "60%", "--quick", "--out", str(tmp_path / "z")])
+    assert quick.exit_code == 0, quick.output
+    history = [json.loads(line) for line in (tmp_path / "z" / "history.jsonl").read_text().splitlines()]
+    assert {row["phase"] for row in history} == {"gates"}
+    (point,) = json.loads((tmp_path / "z" / "front.json").read_text())["points"]
+    assert point["within_budgets"]
