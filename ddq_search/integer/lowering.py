@@ -43,7 +43,7 @@ from ddq_search.integer.program import (
     reach,
 )  # fmt: skip
 from ddq_search.integer.tables import activation_table, round_half_away
-from ddq_search.integer.weight_codes import signed_indices, signed_points, signed_values
+from ddq_search.integer.weight_codes import drowned, signed_indices, signed_points, signed_values
 from ddq_search.precision import WIDE_BITS, ActivationGrid, activation_code_range
 
 ADD_LEFT_SHIFT, WIDE_ADD_LEFT_SHIFT = 20, 15
@@ -157,18 +157,30 @@ def _weighted(
     signs = np.sign(layer.gain).astype(np.int8)
     magnitudes = weight_reach(layer.codes, layer.codebook, layer.points) * np.abs(signs)
     scale = (np.abs(layer.gain) * layer.scale).astype(np.float32)
-    bias = np.zeros(rows, np.int32)
-    factors: list[FixedPoint] = []
     for c in range(rows):
         offset = float(layer.offset[c])
         if not (math.isfinite(offset) and math.isfinite(float(scale[c]))):
             raise ExportError(f"layer {op.name!r}, channel {c}: scale or offset is not finite; re-estimate BatchNorm")
         if _is_constant(op.name, c, int(magnitudes[c]), float(scale[c]), offset, source, output, limit):
-            level = round_half_away(min(max(offset / output.scale, -1e6), 1e6))
-            signs[c], scale[c] = 0, output.scale / source.scale
-            bias[c] = min(max(level, low - output.zero_point), high - output.zero_point)
-        else:
+            signs[c] = 0
+    codes: NDArray[np.int8] | NDArray[np.uint8]
+    if layer.codebook is None:
+        codes, codebook = signed_values(layer.codes, signs), None
+    else:
+        codes, codebook = signed_indices(op.name, layer, signs)
+    points = signed_points(layer.points, signs)
+    products = weight_reach(codes, codebook, points) * reach(source)
+    bias = np.zeros(rows, np.int32)
+    factors: list[FixedPoint] = []
+    for c in range(rows):
+        offset = float(layer.offset[c])
+        if signs[c]:
             bias[c] = round_half_away(offset / (source.scale * float(scale[c])))
+        else:
+            level = round_half_away(min(max(offset / output.scale, -1e6), 1e6))
+            level = min(max(level, low - output.zero_point), high - output.zero_point)
+            bias[c], factor = drowned(level, int(products[c]), limit) if products[c] else (level, 1.0)
+            scale[c] = factor * output.scale / source.scale
         real = source.scale * float(scale[c]) / output.scale
         if rows == 1 and op.kind == "linear" and arithmetic == "tflite":  # one scale: the product is a float32
             real = float(np.float32(source.scale) * scale[c]) / output.scale
@@ -176,15 +188,11 @@ def _weighted(
         if wide and factors[-1].shift > WIDE_SHIFT_MAX:
             raise ExportError(f"layer {op.name!r}, channel {c}: a multiplier of {real:.3g} is beyond 16-bit arithmetic")
     geometry = {key: tuple(op.attributes[key]) for key in ("stride", "padding", "dilation") if key in op.attributes}
-    codes: NDArray[np.int8] | NDArray[np.uint8] = signed_values(layer.codes, signs)
-    codebook = None
-    if layer.codebook is not None:
-        codes, codebook = signed_indices(op.name, layer, signs)
     return Weighted(
         op.name, sources, op.kind, op.module or op.name, codes, layer.bits, bias,
         np.array([f.multiplier for f in factors], np.int32), np.array([f.shift for f in factors], np.int8), scale,
         "reduced" if wide else _rounding(arithmetic, op.kind), low, high, **geometry,
-        groups=op.attributes.get("groups", 1), codebook=codebook, points=signed_points(layer.points, signs),
+        groups=op.attributes.get("groups", 1), codebook=codebook, points=points,
     )  # fmt: skip
 
 
