@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,11 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 """Function name in the graph → torch."""
+CLAMPED_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": partial(F.relu, inplace=True),
+    "relu6": partial(F.relu6, inplace=True),
+}
+"""The functions that an operation absorbs (`ddq_search.graph.CLAMPS`); no such operation reads its result again."""
 
 
 def free_operation(op: Operation, arguments: list[Tensor]) -> Tensor:

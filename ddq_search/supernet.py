@@ -25,11 +25,11 @@ from ddq_search.batch_statistics import normalize
 from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import PolicyError
 from ddq_search.graph import SAME_GRID, WEIGHTED, ModelGraph, Operation, inputs_of, operations
-from ddq_search.operators import FUNCTIONS, free_operation
+from ddq_search.operators import CLAMPED_IN_PLACE, free_operation
 from ddq_search.precision import FLOAT_BITS, ActivationGrid
 from ddq_search.quantizers.choice_of_families import UNIFORM, Quantizers
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightQuantizer
-from ddq_search.quantizers.gates import Gates, choose
+from ddq_search.quantizers.gates import Gates, choose, thresholded
 from ddq_search.quantizers.uniform import UniformQuantizer
 from ddq_search.space import SearchSpace
 
@@ -163,9 +163,9 @@ class Supernet(nn.Module):
         self.sample_from(cumulative, uniform)
         return self.gates.probabilities(cumulative)
 
-    def sample_from(self, cumulative: Tensor, uniform: Tensor) -> None:
-        """As `sample`, from given ``c`` ``[V, C − 1]``, which receives the task gradient."""
-        self._choose(choose(cumulative, uniform))
+    def sample_from(self, cumulative: Tensor, uniform: Tensor | None) -> None:
+        """As `sample`, from given ``c`` ``[V, C − 1]``, which receives the task gradient; None: thresholded gates."""
+        self._choose(thresholded(cumulative) if uniform is None else choose(cumulative, uniform))
         self._cumulative = cumulative.unbind(0)
         self.mode = "gated"
 
@@ -287,7 +287,7 @@ class Supernet(nn.Module):
     def _clamp(self, op: Operation, x: Tensor) -> Tensor:
         if op.clamp is None or (op.clamp == "relu" and self._quantizer_is_relu(op)):
             return x
-        return FUNCTIONS[op.clamp](x)
+        return CLAMPED_IN_PLACE[op.clamp](x)
 
     def _quantizer_is_relu(self, op: Operation) -> bool:
         """An unsigned quantizer with zero point 0 clips at zero by itself."""
