@@ -1,19 +1,12 @@
 """The quantizers' passes over memory in C, compiled on first use; plain torch does the same where that cannot be.
 
-`fused.c` is built once with the machine's C compiler into the user's cache and called through ctypes. It computes what
-`ddq_search.quantizers.straight_through` computes with a dozen torch operations, one pass forward and one backward.
-``DDQ_SEARCH_FUSED=0`` in the environment switches it off.
+`fused.c` (`ddq_search.native`) computes what `ddq_search.quantizers.straight_through` computes with a dozen torch
+operations, one pass forward and one backward.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,14 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddq_search import native
+
 _SOURCE = Path(__file__).with_suffix(".c")
-_FLAGS = (
-    "-O3", "-fPIC", "-std=c11", "-fopenmp", "-ffp-contract=off",
-    "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
-)  # fmt: skip
-"""Sums may be reordered; a NaN must not get lost, so not all of ``-ffast-math``."""
-_NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
-_SECONDS = 60
 _PARALLEL_VALUES = 32768
 """Smaller tensors are not worth waking a thread."""
 
@@ -203,74 +191,29 @@ def _threads(x: Tensor) -> int:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    if os.environ.get("DDQ_SEARCH_FUSED") == "0":
+    library = native.load(_SOURCE)
+    if library is None:
         return None
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(_built(compiler)))
-        library.ddq_blocks.argtypes = [ctypes.c_int64, ctypes.c_int64]
-        library.ddq_blocks.restype = ctypes.c_int64
-        pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-        real, table = ctypes.c_float, ctypes.POINTER(ctypes.c_float)
-        library.ddq_forward.argtypes = [
-            pointer, pointer, count, count, pointer, pointer, real, real, pointer, pointer, count, number,
-        ]  # fmt: skip
-        library.ddq_forward.restype = None
-        library.ddq_backward.argtypes = [
-            pointer, pointer, pointer, pointer, count, count, count, number, number, number, pointer, pointer,
-            table, table, real, pointer, pointer, pointer, number,
-        ]  # fmt: skip
-        library.ddq_backward.restype = None
-        library.ddq_mix_forward.argtypes = [
-            pointer, pointer, count, count, number, pointer, pointer, table, table, pointer, number,
-        ]  # fmt: skip
-        library.ddq_mix_forward.restype = None
-        library.ddq_mix_backward.argtypes = [
-            pointer, pointer, pointer, count, count, count, number, pointer, pointer, table, table, pointer, pointer,
-            pointer, pointer, number,
-        ]  # fmt: skip
-        library.ddq_mix_backward.restype = None
-    except (OSError, subprocess.SubprocessError, AttributeError):
-        return None
+    library.ddq_blocks.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    library.ddq_blocks.restype = ctypes.c_int64
+    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    real, table = ctypes.c_float, ctypes.POINTER(ctypes.c_float)
+    library.ddq_forward.argtypes = [
+        pointer, pointer, count, count, pointer, pointer, real, real, pointer, pointer, count, number,
+    ]  # fmt: skip
+    library.ddq_forward.restype = None
+    library.ddq_backward.argtypes = [
+        pointer, pointer, pointer, pointer, count, count, count, number, number, number, pointer, pointer,
+        table, table, real, pointer, pointer, pointer, number,
+    ]  # fmt: skip
+    library.ddq_backward.restype = None
+    library.ddq_mix_forward.argtypes = [
+        pointer, pointer, count, count, number, pointer, pointer, table, table, pointer, number,
+    ]  # fmt: skip
+    library.ddq_mix_forward.restype = None
+    library.ddq_mix_backward.argtypes = [
+        pointer, pointer, pointer, count, count, count, number, pointer, pointer, table, table, pointer, pointer,
+        pointer, pointer, number,
+    ]  # fmt: skip
+    library.ddq_mix_backward.restype = None
     return library
-
-
-def _built(compiler: str) -> Path:
-    """Returns the compiled library, building it unless the cache has one of this source, compiler and processor."""
-    flags = [*_FLAGS, _NATIVE.get(platform.machine(), "-O3")]
-    digest = hashlib.sha256(_SOURCE.read_bytes())
-    for fact in (*flags, compiler, str(Path(compiler).stat().st_mtime), _processor()):
-        digest.update(fact.encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddq-search"
-    target = folder / f"fused-{digest.hexdigest()[:16]}.so"
-    if target.exists():
-        return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.mkdtemp(dir=folder)
-    except OSError:
-        target = Path(tempfile.mkdtemp()) / target.name
-        scratch = str(target.parent)
-    try:
-        unlinked, linked = Path(scratch, "fused.o"), Path(scratch, "linked.so")
-        # OpenMP stays unresolved on purpose: torch has loaded its own, and two thread pools would fight.
-        for command in (
-            [compiler, *flags, "-c", str(_SOURCE), "-o", str(unlinked)],
-            [compiler, "-shared", str(unlinked), "-o", str(linked)],
-        ):
-            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-        linked.replace(target)
-    finally:
-        if Path(scratch) != target.parent:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())

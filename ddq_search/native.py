@@ -1,0 +1,74 @@
+"""C sources that the machine's compiler builds on first use into the user's cache, called through ctypes.
+
+Whoever has one has plain torch that does the same, for machines without a compiler. ``DDQ_SEARCH_FUSED=0`` in the
+environment switches all of it off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+_FLAGS = (
+    "-O3", "-fPIC", "-std=c11", "-fopenmp", "-ffp-contract=off",
+    "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno",
+)  # fmt: skip
+"""Sums may be reordered; a NaN must not get lost, so not all of ``-ffast-math``."""
+_NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native", "aarch64": "-mcpu=native", "arm64": "-mcpu=native"}
+_SECONDS = 60
+
+
+def load(source: Path) -> ctypes.CDLL | None:
+    """Returns the library of a C file; None where it cannot be built or is not wanted."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or os.environ.get("DDQ_SEARCH_FUSED") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(_built(source, compiler)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _built(source: Path, compiler: str) -> Path:
+    """Returns the compiled library, building it unless the cache has one of this source, compiler and processor."""
+    flags = [*_FLAGS, _NATIVE.get(platform.machine(), "-O3")]
+    digest = hashlib.sha256(source.read_bytes())
+    for fact in (*flags, compiler, str(Path(compiler).stat().st_mtime), _processor()):
+        digest.update(fact.encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddq-search"
+    target = folder / f"{source.stem}-{digest.hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(dir=folder)
+    except OSError:
+        target = Path(tempfile.mkdtemp()) / target.name
+        scratch = str(target.parent)
+    try:
+        unlinked, linked = Path(scratch, "unlinked.o"), Path(scratch, "linked.so")
+        # OpenMP stays unresolved on purpose: torch has loaded its own, and two thread pools would fight.
+        for command in (
+            [compiler, *flags, "-c", str(source), "-o", str(unlinked)],
+            [compiler, "-shared", str(unlinked), "-o", str(linked)],
+        ):
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+        linked.replace(target)
+    finally:
+        if Path(scratch) != target.parent:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
