@@ -39,6 +39,7 @@ from ddq_search.integer.program import (
 )  # fmt: skip
 from ddq_search.integer.program import Tensor as ProgramTensor
 from ddq_search.precision import ActivationGrid, activation_code_range
+from ddq_search.requantization import Form, serves
 
 FLOAT32_EXACT = 2**24
 """Below this, every integer is a float32, so sums are exact in any order."""
@@ -62,11 +63,15 @@ class IntegerEvaluator:
         self._weights: dict[str, Tensor] = {}
         self._channels: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._tables: dict[str, Tensor] = {}
+        self._forms: dict[str, Form] = {}
+        self._addends: dict[str, tuple[Tensor, Tensor]] = {}
         for step in program.steps:
             if isinstance(step, Weighted):
                 self._prepare(step)
             elif isinstance(step, Lookup):
                 self._tables[step.name] = torch.from_numpy(step.table.copy()).to(self.device)
+            elif isinstance(step, Add):
+                self._prepare_sum(step)
         self._uses = Counter(name for step in program.steps for name in step.inputs)
 
     def run(self, codes: Tensor | np.ndarray[Any, Any]) -> dict[str, Tensor]:
@@ -75,7 +80,10 @@ class IntegerEvaluator:
 
     def output_codes(self, codes: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Returns the codes of the output alone, ``[N, ...]``; other tensors are freed after their last use."""
-        parts = self._codes(codes).split(CHUNK if self.device.type == "cpu" else 16 * CHUNK)
+        given = self._codes(codes)
+        if given.ndim == 4:
+            given = given.contiguous(memory_format=torch.channels_last)  # in which convolutions are faster
+        parts = given.split(CHUNK if self.device.type == "cpu" else 16 * CHUNK)
         return torch.cat([self._execute(part, keep=False)[self.program.output.name] for part in parts])
 
     def scores(self, images: Tensor | np.ndarray[Any, Any]) -> Tensor:
@@ -106,6 +114,25 @@ class IntegerEvaluator:
             for part in (step.bias, step.multiplier, step.shift)
         )
         self._channels[step.name] = (bias, multiplier, shift)
+        if exact:
+            self._prepare_form(step, bias, multiplier, shift)
+
+    def _prepare_sum(self, step: Add) -> None:
+        grids = [self.program.tensors[name].grid for name in step.inputs]
+        if len(grids) == 2 and all(grid.bits <= 8 for grid in grids):
+            first, second = (
+                self._scaled((torch.arange(256) - grid.zero_point) * 2**step.left_shift, factor, step.rounding)
+                for grid, factor in zip(grids, step.factors, strict=True)
+            )
+            self._addends[step.name] = (first, second)
+            multiplier, shift = (torch.tensor([value]) for value in vars(step.output_factor).values())
+            self._prepare_form(step, torch.zeros(1, dtype=torch.int64), multiplier, shift)
+
+    def _prepare_form(self, step: Weighted | Add, bias: Tensor, multiplier: Tensor, shift: Tensor) -> None:
+        grid = self.program.tensors[step.name].grid
+        if grid.bits <= 8 and step.rounding != "reduced" and self.device.type == "cpu":
+            facts = (bias, multiplier, shift, step.rounding, grid.zero_point, step.low, step.high)
+            self._forms[step.name] = Form.of(*facts)
 
     def _codes(self, codes: Tensor | np.ndarray[Any, Any]) -> Tensor:
         given = torch.as_tensor(codes)
@@ -141,11 +168,15 @@ class IntegerEvaluator:
         output = self.program.tensors[step.name]
         zero_points = [self.program.tensors[name].grid.zero_point for name in step.inputs]
         if isinstance(step, Weighted):
+            sums = self._products(step, x[0], zero_points[0])
+            if step.name in self._forms and serves(sums):
+                return self._forms[step.name].codes(sums)
             bias, multiplier, shift = self._channels[step.name]
-            acc = self._products(step, x[0], zero_points[0]).to(torch.int64).add_(bias)
-            scaled = _requantized(acc, multiplier, shift, step.rounding)
+            scaled = _requantized(sums.to(torch.int64).add_(bias), multiplier, shift, step.rounding)
             return _clamped(scaled, output.grid, step.low, step.high)
         if isinstance(step, Add):
+            if step.name in self._addends and step.name in self._forms and serves(*x):
+                return self._forms[step.name].codes_of_sum(x[0], x[1], self._addends[step.name])
             total = sum(
                 (
                     self._scaled((codes.to(torch.int64) - zp) * 2**step.left_shift, factor, step.rounding)
@@ -176,7 +207,9 @@ class IntegerEvaluator:
 
     def _products(self, step: Weighted, codes: Tensor, zero_point: int) -> Tensor:
         weights = self._weights[step.name]
-        centred = codes.to(weights.dtype) - zero_point
+        centred = codes.to(weights.dtype)
+        if zero_point:
+            centred.sub_(zero_point)
         if step.kind == "linear":
             return F.linear(centred, weights)
         top, bottom, left, right = step.padding
