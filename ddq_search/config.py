@@ -31,6 +31,9 @@ Baseline = Literal["lsq-uniform", "random", "random-search", "greedy", "ilp", "h
 _NO_PART: dict[str, Any] = {"out": True, "training": {"device", "compile"}, "search": {"baselines"}}
 """What changes no checkpoint of a run: where it is computed and kept, and what it is compared with afterwards."""
 
+_YOUNGER: dict[str, Any] = {"gates": "sampled", "constraint": "lagrangian", "coldest": None}
+"""Keys of ``search`` that older versions did not know, and their defaults."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -149,6 +152,11 @@ class SearchConfig(_Section):
     ``mode = "ptq"`` trains no weights and needs no labels: gates and quantizer steps follow the distance to the float
     model's output on ``ptq_images`` calibration images. ``solve_steps`` are the gate steps where weights stay as they
     are.
+
+    ``gates = "thresholded"`` computes the policy of the thresholded gates in every step instead of a sampled one.
+    ``constraint`` is how budgets enter the loss: ``lagrangian``, with ``penalty`` ρ and ``multiplier_rate`` η;
+    ``squared-hinge`` and ``squared-gap``, one- and two-sided, with ``penalty`` λ and costs in KiB, ms, Gbop and uJ.
+    ``coldest`` is the temperature at which the softmax of ``edmips`` (1) and ``dqss`` (0.2) ends.
     """
 
     method: Method = "ddq"
@@ -165,8 +173,11 @@ class SearchConfig(_Section):
     hessian_vectors: Positive = 4
     gradient_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     gate_start: Annotated[float, Field(gt=-1, lt=1)] = 0.6
+    gates: Literal["sampled", "thresholded"] = "sampled"
+    coldest: Annotated[float, Field(gt=0, le=1)] | None = None
     solve_steps: Positive = 100
     ptq_images: Annotated[int, Field(gt=0, le=1024)] = 512
+    constraint: Literal["lagrangian", "squared-hinge", "squared-gap"] = "lagrangian"
     penalty: Rate = 1.0
     multiplier_rate: Rate = 0.05
 
@@ -178,7 +189,35 @@ class SearchConfig(_Section):
             raise ValueError(f"{what} weights, mode 'ptq' does not; leave one of them out")
         if self.mode == "supernet" and self.method != "ddq":
             raise ValueError(f"mode 'supernet' belongs to method 'ddq', not to {self.method!r}")
+        if self.gates != "sampled" and self.method != "ddq":
+            raise ValueError(f"gates belong to method 'ddq', not to {self.method!r}; leave 'gates' out")
+        if self.coldest is not None and self.method not in ("edmips", "dqss"):
+            raise ValueError(f"a temperature belongs to 'edmips' and 'dqss', not to {self.method!r}; leave it out")
+        if self.constraint != "lagrangian" and chooses:
+            raise ValueError(f"method {self.method!r} has no penalty; leave 'constraint' out")
         return self
+
+
+class QuantizerConfig(_Section):
+    """Options of quantizer families; one that is absent is what the family says.
+
+    Which family has which, and why the defaults are what they are: docs/methods-ddq.md and docs/methods-dq.md. An
+    option that none of the search's families has is refused.
+    """
+
+    gate_gradient: Literal["neighbours", "through_z", "constant_z"] | None = None
+    nearest: Literal["merged", "raw"] | None = None
+    window: Literal["levels", "half_step", "everywhere"] | None = None
+    shared_scale: bool | None = None
+    scale_gradient: Literal["levels", "step"] | None = None
+    mirrored: bool | None = None
+    correction: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    power_of_two_steps: bool | None = None
+    clips_gradients: bool | None = None
+
+    def given(self) -> dict[str, bool | float | str]:
+        """Returns the options that are set."""
+        return self.model_dump(exclude_none=True)
 
 
 class RunConfig(_Section):
@@ -193,10 +232,20 @@ class RunConfig(_Section):
     space: SpaceConfig = SpaceConfig()
     training: TrainingConfig = TrainingConfig()
     search: SearchConfig = SearchConfig()
+    quantizers: QuantizerConfig = QuantizerConfig()
 
     def asked(self) -> dict[str, Any]:
-        """Returns what decides a run's result: not the output path, where training is computed, or the baselines."""
-        return self.model_dump(mode="json", exclude=_NO_PART)
+        """Returns what decides a run's result: not the output path, where training is computed, or the baselines.
+
+        Keys that older versions did not know are left out at their defaults, so that runs of those versions go on.
+        """
+        document = self.model_dump(mode="json", exclude=_NO_PART)
+        for key, default in _YOUNGER.items():
+            if document["search"][key] == default:
+                del document["search"][key]
+        if not self.quantizers.given():
+            del document["quantizers"]
+        return document
 
     def fingerprint(self, *more: str) -> str:
         """Returns a hash of what is `asked` for."""

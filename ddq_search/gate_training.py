@@ -7,7 +7,7 @@ average plus the exact gradient of its own budgets' penalty. A set therefore lea
 turn, and from less noise.
 
 The penalty is measured in units of the task's total sensitivity ``Σ |∂L/∂c|``, so multipliers are of order one
-whatever the loss.
+whatever the loss (squared penalties are in those of the loss).
 
 All of it happens in float64 in main memory, wherever the supernet computes: the tensors are small.
 
@@ -46,8 +46,8 @@ class GateTraining:
         self._start = self._probabilities()
         self._sampled: Tensor | None = None
 
-    def sample(self, index: int, uniform: Tensor) -> None:
-        """Lets the next forward pass compute a policy drawn from one set; ``uniform`` is ``[V]`` in [0, 1)."""
+    def sample(self, index: int, uniform: Tensor | None) -> None:
+        """Lets the next forward pass compute a policy drawn from one set; as `Supernet.sample_from`."""
         self._sampled = self._net.gates.cumulative(index).detach().requires_grad_()
         self._net.sample_from(self._sampled, uniform)
 
@@ -68,7 +68,7 @@ class GateTraining:
         gates = self._net.gates
         cumulative = gates.all_cumulative().cpu().double()
         self.expected = self._tables.expected(gates.probabilities(cumulative), self._lagrangian.costs)
-        scale = average.abs().sum().clamp_min(1e-12).item()
+        scale = average.abs().sum().clamp_min(1e-12).item() if self._lagrangian.is_scaled else 1.0
         objective = (average * cumulative).sum() + scale * self._lagrangian.total(self.expected)
         objective.backward()
 

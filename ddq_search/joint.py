@@ -140,14 +140,17 @@ def _gated_phase(
     config, seed = stages.problem.config.search, stages.problem.config.seed
     tables, variables = stages.problem.pricing.tables, len(stages.problem.space.variables)
     limits = [aim.limits for aim in aims]
-    lagrangian = AugmentedLagrangian(limits, penalty=config.penalty, rate=config.multiplier_rate)
+    lagrangian = AugmentedLagrangian(
+        limits, penalty=config.penalty, rate=config.multiplier_rate, form=config.constraint
+    )
     gates = GateTraining(net, tables, lagrangian)
     forward = stages.forward_of(net)
 
     def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
         index = number % net.gates.sets
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        gates.sample(index, torch.rand(variables, generator=generator))
+        drawn = torch.rand(variables, generator=generator) if config.gates == "sampled" else None
+        gates.sample(index, drawn)
         value = stages.task_loss(forward(x), x, y, teacher)
         shown = {"loss": f"{value.item():.3f}", "point": str(index)}
         for cost, limit in lagrangian.targets[index].items():

@@ -4,15 +4,25 @@ The constraint of set s on cost j is ``v = E[cost_j]/target_sj − 1 ≤ 0``; re
 and no weight has to be tuned. Penalty ``(max(0, λ + ρ v)² − λ²)/(2ρ)``; after each step of a set
 ``λ ← max(0, λ + η v)``.
 
-Source: Nocedal & Wright, Numerical Optimization, ch. 17 (inequality form).
+Two other forms, as papers have them, are in the units of the cost (KiB, ms, …) and of the loss, with a weight to be
+tuned: the squared hinge ``λ max(0, E[cost] − target)²`` and the squared gap ``λ (E[cost] − target)²``, which also pulls
+costs up to the target.
+
+Sources: Nocedal & Wright, Numerical Optimization, ch. 17 (inequality form); Uhlich et al., ICLR 2020 (hinge); Zhang et
+al., ICML 2021 (gap, reconstructed).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from ddq_search.budget import UNITS
+
+Form = Literal["lagrangian", "squared-hinge", "squared-gap"]
 
 
 class AugmentedLagrangian:
@@ -20,14 +30,18 @@ class AugmentedLagrangian:
 
     Args:
         targets: for each gate set, cost name → largest allowed value.
-        penalty: ρ.
+        penalty: ρ; λ of the squares.
         rate: η.
+        form: see the module docstring.
     """
 
-    def __init__(self, targets: Sequence[Mapping[str, float]], *, penalty: float = 1.0, rate: float = 1.0) -> None:
+    def __init__(
+        self, targets: Sequence[Mapping[str, float]], *, penalty: float = 1.0, rate: float = 1.0,
+        form: Form = "lagrangian",
+    ) -> None:  # fmt: skip
         self.targets = list(targets)
         self.costs = sorted({cost for target in targets for cost in target})
-        self.penalty, self.rate = penalty, rate
+        self.penalty, self.rate, self.form = penalty, rate, form
         limits = [[target.get(cost, float("inf")) for cost in self.costs] for target in self.targets]
         self.limits = torch.tensor(limits, dtype=torch.float64)
         self.multipliers = torch.zeros(len(self.targets), max(len(self.costs), 1), dtype=torch.float64)
@@ -53,8 +67,15 @@ class AugmentedLagrangian:
             raised = self.multipliers[index, column] + self.rate * violation.detach().cpu()
             self.multipliers[index, column] = raised.clamp_min(0)
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the penalty is measured in units of the task's sensitivity, not in those of the loss."""
+        return self.form == "lagrangian"
+
     def total(self, expected: Mapping[str, Tensor]) -> Tensor:
         """Returns the summed penalty of all sets; ``expected`` holds one value per set, ``[S]``."""
+        if self.form != "lagrangian":
+            return self.penalty * self._excesses(expected).square().sum()
         multipliers, violations = self._all(expected)
         active = (multipliers + self.penalty * violations).clamp_min(0)
         return (active**2 - multipliers**2).sum() / (2 * self.penalty)
@@ -62,6 +83,8 @@ class AugmentedLagrangian:
     @torch.no_grad()
     def update_all(self, expected: Mapping[str, Tensor]) -> None:
         """Dual ascent for all sets; ``expected`` holds one value per set, ``[S]``."""
+        if self.form != "lagrangian":
+            return
         multipliers, violations = self._all(expected)
         self.multipliers.copy_((multipliers + self.rate * violations).clamp_min(0))
 
@@ -71,3 +94,14 @@ class AugmentedLagrangian:
             return self.multipliers, torch.full_like(self.multipliers, -1.0)
         values = torch.stack([expected[cost] for cost in self.costs], 1)
         return self.multipliers.to(values.device), values / self.limits.to(values.device) - 1
+
+    def _excesses(self, expected: Mapping[str, Tensor]) -> Tensor:
+        """Costs less their limits in the units of `ddq_search.budget`, ``[S, costs]``; 0 where they do not count."""
+        if not self.costs:
+            return torch.zeros(0, dtype=torch.float64)
+        values = torch.stack([expected[cost] for cost in self.costs], 1)
+        limits = self.limits.to(values.device)
+        sizes = values.new_tensor([UNITS[cost][1] for cost in self.costs])
+        excesses = (values - limits.nan_to_num(posinf=0.0)) / sizes
+        counts = limits.isfinite() if self.form == "squared-gap" else limits.isfinite() & (excesses > 0)
+        return excesses.where(counts, 0.0)

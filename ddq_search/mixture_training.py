@@ -64,7 +64,8 @@ class MixtureTraining:
         probabilities = self._relaxation.probabilities()[None]
         self.expected = self._tables.expected(probabilities, self._lagrangian.costs)
         scale = float(self.sensitivity[0] / self.sensitivity[1].clamp_min(1e-12))
-        penalty = max(scale, 1e-12) * self._lagrangian.total(self.expected)
+        scale = max(scale, 1e-12) if self._lagrangian.is_scaled else 1.0
+        penalty = scale * self._lagrangian.total(self.expected)
         task = torch.stack([(pull * shares).sum() for pull, shares in self._pulls]).sum()
         (task + penalty).backward()
         self._pulls.clear()

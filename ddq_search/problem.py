@@ -80,7 +80,7 @@ class Problem:
         return Supernet(
             self.model, self.graph, self.space, sets=sets, input_grid=self.source.input_grid,
             gradient_share=self.config.search.gradient_share, gate_start=self.config.search.gate_start,
-            quantizers=quantizers_of(self.config.search),
+            quantizers=quantizers_of(self.config),
         )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def pose(
         BudgetError: no policy meets the budgets.
     """
     example = torch.zeros(2, *source.input_shape)
-    quantizers = quantizers_of(config.search)
+    quantizers = quantizers_of(config)
     graph, space, pricing, budgets = price_model(model, example, device, config.space, config.budgets, quantizers)
     return Problem(config, model, source, graph, space, pricing, budgets, task or Classification())
 

@@ -59,14 +59,14 @@ def search_relaxed(stages: Stages, teacher: Supernet, method: str) -> Front:
     return stages.present(candidates, teacher)
 
 
-def relaxation_of(method: str, net: Supernet) -> Relaxation:
-    """Returns the fresh choices of a mixing method for a network."""
+def relaxation_of(method: str, net: Supernet, coldest: float | None = None) -> Relaxation:
+    """Returns the fresh choices of a mixing method for a network; ``coldest`` is None for the method's own."""
     columns = [quantizer.columns for quantizer in net.tensor_quantizers()]
     if method == "fracbits":
         return Fractional(columns)
     if method == "bayesian-bits":
         return HardConcrete(columns)
-    return Softmax(columns, coldest=_COLDEST if method == "dqss" else 1.0)
+    return Softmax(columns, coldest=coldest or (_COLDEST if method == "dqss" else 1.0))
 
 
 def _search_one(
@@ -85,14 +85,15 @@ def _search_one(
     if learned:
         optimizers.append((torch.optim.Adam(learned), settings.step_rate))
     limits = AugmentedLagrangian(
-        [aim.limits], penalty=problem.config.search.penalty, rate=problem.config.search.multiplier_rate
-    )
+        [aim.limits], penalty=problem.config.search.penalty, rate=problem.config.search.multiplier_rate,
+        form=problem.config.search.constraint,
+    )  # fmt: skip
     name = f"joint-{number:02d}"
     if method in INFERRING:
         phase = _inferring(stages, teacher, net, limits, stages.phase(name, net, optimizers, _unset, epochs))
         scores = _inferred_scores(stages, phase, batches, net)
     else:
-        relaxation = relaxation_of(method, net)
+        relaxation = relaxation_of(method, net, problem.config.search.coldest)
         net.add_module("relaxation", relaxation)
         optimizers.append(stages.choice_optimizer(relaxation, epochs * per_epoch))
         phase = stages.phase(name, net, optimizers, _unset, epochs)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ddq_search.cost import CostModel
 from ddq_search.errors import CostError
 from hardware_models import plugin
-from hardware_models.exact_widths import ExactWidths
+from hardware_models.exact_widths import PAPERS
 from hardware_models.model import cost_model
 from hardware_models.profile import list_profiles
 
@@ -21,8 +21,8 @@ def find_device(name_or_path: str | Path, threads: int = 1) -> CostModel:
         CostError: unknown device, a broken profile or cost model, or a number of threads without a speed-up.
     """
     name, installed = str(name_or_path), plugin.registered()
-    if name == ExactWidths.name:
-        return ExactWidths()
+    if name in PAPERS:
+        return PAPERS[name]()
     if name in installed and name not in list_profiles():
         if threads != 1:
             raise CostError(

@@ -76,3 +76,48 @@ def test_all_sets_at_once_are_the_sets_one_by_one():
     none = AugmentedLagrangian([{}, {}])
     none.update_all(costs)
     assert none.total(costs).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("form", "kib", "expected", "slope"),
+    [
+        ("squared-hinge", 73.0, 0.1 * 3**2, 0.2 * 3),
+        ("squared-hinge", 60.0, 0.0, 0.0),
+        ("squared-gap", 73.0, 0.1 * 3**2, 0.2 * 3),
+        ("squared-gap", 60.0, 0.1 * 10**2, -0.2 * 10),  # two-sided: too little costs as well
+    ],
+)
+def test_squares_of_papers_by_hand(form, kib, expected, slope):
+    """λ = 0.1 and sizes in KiB, as Mixed Precision DNNs has them; a set without a limit and its cost do not count."""
+    limits = [{"flash_bytes": 70 * 1024.0}, {"latency_s": 2e-3}]
+    lagrangian = AugmentedLagrangian(limits, penalty=0.1, rate=5.0, form=form)
+    costs = {
+        "flash_bytes": torch.tensor([kib * 1024, 1e9], dtype=torch.float64, requires_grad=True),
+        "latency_s": torch.tensor([9.0, 5e-3], dtype=torch.float64, requires_grad=True),
+    }
+    total = lagrangian.total(costs)
+    assert total.item() == pytest.approx(expected + 0.1 * 3**2)  # the second set: 3 ms too much
+    total.backward()
+    assert costs["flash_bytes"].grad.tolist() == pytest.approx([slope / 1024, 0.0])
+    assert costs["latency_s"].grad.tolist() == pytest.approx([0.0, 0.2 * 3 * 1e3])
+    lagrangian.update_all(costs)
+    assert not lagrangian.multipliers.any()
+    assert not lagrangian.is_scaled
+    assert AugmentedLagrangian([{}], form=form).total({}).item() == 0.0
+
+
+def test_the_hinge_stops_at_the_limit_only_where_the_task_lets_it():
+    """min (x − 3)² subject to x ≤ 1, in KiB: with λ = 4 the squared hinge ends at 1.4, the Lagrangian at 1."""
+    ends = {}
+    for form, penalty in (("squared-hinge", 4.0), ("lagrangian", 4.0)):
+        lagrangian = AugmentedLagrangian([{"flash_bytes": 1024.0}], penalty=penalty, rate=0.5, form=form)
+        x = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.SGD([x], lr=0.05)
+        for _ in range(600):
+            optimizer.zero_grad()
+            ((x - 3).square().sum() + lagrangian.total({"flash_bytes": 1024 * x})).backward()
+            optimizer.step()
+            lagrangian.update_all({"flash_bytes": 1024 * x})
+        ends[form] = x.item()
+    assert ends["squared-hinge"] == pytest.approx(1.4, abs=1e-3)
+    assert ends["lagrangian"] == pytest.approx(1.0, abs=1e-3)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddq_search.quantizers.gates import Gates, choose
+from ddq_search.quantizers.gates import Gates, choose, thresholded
 
 
 def random_gates(candidates, sets=1, seed=0):
@@ -120,3 +120,19 @@ def test_scores_read_every_gate_by_itself(candidates, seed):
 def test_start_is_near_the_widest_candidate():
     p = Gates.probabilities(Gates([3], 1, start=0.6).cumulative(0))
     assert p[0].tolist() == pytest.approx([0.2, 0.16, 0.64], abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(candidates=st.lists(st.integers(1, 5), min_size=1, max_size=6), seed=st.integers(0, 1000))
+def test_thresholded_gates_open_up_to_the_first_closed_one(candidates, seed):
+    gates = random_gates(candidates, seed=seed)
+    opened = (gates.own[0] > 0) & gates.exists
+    expected = [next((k for k, is_open in enumerate(row) if not is_open), len(row)) for row in opened.tolist()]
+    assert thresholded(gates.cumulative(0)) == expected
+    assert all(k < count for k, count in zip(expected, candidates, strict=True))
+
+
+def test_thresholded_gates_read_every_gate_by_itself():
+    gates = Gates([3], 1, start=0.2)  # both gates at 0.6: more open than closed, though their product is not
+    assert choose(gates.cumulative(0), torch.full((1,), 0.5)) == [1]
+    assert thresholded(gates.cumulative(0)) == [2]

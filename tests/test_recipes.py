@@ -16,7 +16,7 @@ RECIPES = sorted([*ROOT.glob("benchmarks/recipes/*.toml"), *ROOT.glob("benchmark
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_a_configuration(path):
     config = load_config(path, {})
-    assert quantizers_of(config.search).weights
+    assert quantizers_of(config).weights
     if path.parent.name == "recipes":
         header = path.read_text(encoding="utf-8").partition("seed")[0].lower()
         assert "tested" in header

@@ -87,7 +87,7 @@ def _fingerprint(stages: Stages, teacher: Supernet, score: Score) -> str:
     if score == "hessian":
         settings.append(problem.config.search.hessian_vectors)
     space = [[variable.name, variable.candidates] for variable in problem.space.variables]
-    quantizers = repr(quantizers_of(problem.config.search))
+    quantizers = repr(quantizers_of(problem.config))
     data = problem.source.fingerprint
     document = [score, problem.config.seed, data, settings, space, quantizers, digest.hexdigest()]
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()[:32]

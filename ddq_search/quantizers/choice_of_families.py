@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ddq_search.errors import ConfigError
 from ddq_search.quantizers.contract import ActivationQuantizer, WeightQuantizer
-from ddq_search.quantizers.registry import family
+from ddq_search.quantizers.registry import families, family
 from ddq_search.quantizers.strategies import StrategyActivations, StrategyWeights
 
 
@@ -17,16 +19,19 @@ class Quantizers:
     Attributes:
         weights: families of weights.
         activations: families of activation tensors.
+        options: name → value; families that have no option of that name do not see it.
     """
 
     weights: tuple[str, ...] = ("uniform",)
     activations: tuple[str, ...] = ("uniform",)
+    options: Mapping[str, bool | float | str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Checks that every family exists and does what is asked of it.
 
         Raises:
-            ConfigError: a family is unknown, is for the other kind of tensor, or cannot be a strategy beside others.
+            ConfigError: a family is unknown, is for the other kind of tensor, or cannot be a strategy beside others, or
+                an option belongs to none of them.
         """
         for kind, names in (("weights", self.weights), ("activations", self.activations)):
             if not names or len(set(names)) < len(names):
@@ -39,6 +44,15 @@ class Quantizers:
                 raise ConfigError(
                     f"the activation levels of quantizer family {name!r} are not uniform, so no integer program can "
                     "run them; choose another in search.activation_quantizers"
+                )
+        chosen = [family(name) for name in dict.fromkeys((*self.weights, *self.activations))]
+        for option in self.options:
+            if not any(option in one.options for one in chosen):
+                have = [one.name for one in families().values() if option in one.options]
+                raise ConfigError(
+                    f"no quantizer family among {', '.join(one.name for one in chosen)} has the option "
+                    f"quantizers.{option}; it belongs to {', '.join(have)} (search.weight_quantizers, "
+                    "search.activation_quantizers)"
                 )
         if self.points and self.codebook:
             raise ConfigError(
@@ -58,9 +72,10 @@ class Quantizers:
 
     def for_weights(self, candidates: tuple[int, ...], rows: int) -> WeightQuantizer:
         """Returns the quantizer of a weight tensor with so many output channels."""
-        makers = [maker for name in self.weights if (maker := family(name).weights) is not None]
+        makers = self._makers("weights")
         if len(makers) == 1:
-            return makers[0](candidates, rows)
+            only: WeightQuantizer = makers[0](candidates, rows)
+            return only
         branches = [
             [(name, make((bits,), rows)) for name, make in zip(self.weights, makers, strict=True)]
             for bits in candidates
@@ -71,14 +86,33 @@ class Quantizers:
 
     def for_activations(self, candidates: tuple[int, ...], nonnegative: bool) -> ActivationQuantizer:
         """Returns the quantizer of an activation tensor."""
-        makers = [maker for name in self.activations if (maker := family(name).activations) is not None]
+        makers = self._makers("activations")
         if len(makers) == 1:
-            return makers[0](candidates, nonnegative)
+            only: ActivationQuantizer = makers[0](candidates, nonnegative)
+            return only
         branches = [
             [(name, make((bits,), nonnegative)) for name, make in zip(self.activations, makers, strict=True)]
             for bits in candidates
         ]
         return StrategyActivations(candidates, branches, nonnegative)
+
+    def _makers(self, kind: Literal["weights", "activations"]) -> list[Callable[..., Any]]:
+        """Returns what makes the quantizers of every family of a kind, its options set."""
+        found = []
+        for name in getattr(self, kind):
+            maker = getattr(family(name), kind)
+            own = {option: value for option, value in self.options.items() if option in family(name).options}
+            found.append(with_options(maker, own))
+        return found
+
+
+def with_options(quantizer: Any, options: Mapping[str, bool | float | str]) -> Any:
+    """Returns a quantizer class with other values of some of its attributes.
+
+    >>> with_options(WeightQuantizer, {"correction": 0.5}).correction, WeightQuantizer.correction
+    (0.5, 0.0)
+    """
+    return type(quantizer.__name__, (quantizer,), dict(options)) if options else quantizer
 
 
 UNIFORM = Quantizers()

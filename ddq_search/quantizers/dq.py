@@ -160,16 +160,24 @@ def _clipped(x: Tensor, step: Tensor, grid: Grid | None) -> Tensor:
     return instead_of(scaled, scaled.round()) * step
 
 
+_OPTIONS = ("power_of_two_steps", "clips_gradients")
 _PAPER = "Mixed Precision DNNs (ICLR 2020)"
 FAMILIES = (
-    Family("dq-u3", f"{_PAPER}: step and largest level learned, bitwidth inferred", DqWeights, DqActivations),
-    Family("dq-u1", f"{_PAPER}: bitwidth and step learned", DqU1Weights, DqU1Activations),
-    Family("dq-u2", f"{_PAPER}: bitwidth and largest level learned", DqU2Weights, DqU2Activations),
+    Family(
+        "dq-u3",
+        f"{_PAPER}: step and largest level learned, bitwidth inferred",
+        DqWeights,
+        DqActivations,
+        options=_OPTIONS,
+    ),
+    Family("dq-u1", f"{_PAPER}: bitwidth and step learned", DqU1Weights, DqU1Activations, options=_OPTIONS),
+    Family("dq-u2", f"{_PAPER}: bitwidth and largest level learned", DqU2Weights, DqU2Activations, options=_OPTIONS),
     Family(
         "dq-p3",
         f"{_PAPER}: powers of two, smallest and largest level learned, bitwidth inferred; weights only (ours)",
         DqP3Weights,
         codebook=True,
+        options=("clips_gradients",),
         exceptions={"error_falls_with_bits": "int8 holds seven octaves, so levels stay the same from 4 bits on"},
     ),
 )

@@ -27,8 +27,13 @@ class InferringQuantizer(Quantizer):
 
     Attributes:
         inferring: see `Quantizer`; without effect where there are not two integer candidates.
-        range: what is learned while inferring; its options are the quantizer's.
+        range: what is learned while inferring.
+        power_of_two_steps: round the step to a power of two in the forward pass; without effect on powers of two.
+        clips_gradients: see `ddq_search.quantizers.dq_range`.
     """
+
+    power_of_two_steps: bool = False
+    clips_gradients: bool = True
 
     range_class: type[LearnedRange] = StepAndLargest
     range: LearnedRange
@@ -44,7 +49,9 @@ class InferringQuantizer(Quantizer):
     def new_range(self, *, signed: bool) -> LearnedRange:
         """Returns a range of the class that the family names."""
         integers = self._integers()
-        return self.range_class(signed, (integers[0], integers[-1]) if integers else (2, 8))
+        found = self.range_class(signed, (integers[0], integers[-1]) if integers else (2, 8))
+        found.power_of_two, found.clips_gradients = self.power_of_two_steps, self.clips_gradients
+        return found
 
     @property
     def infers(self) -> bool:

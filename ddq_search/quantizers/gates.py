@@ -110,8 +110,16 @@ def pattern_scores(opened: Tensor, exists: Tensor) -> Tensor:
 
 
 def choose(cumulative: Tensor, uniform: Tensor) -> list[int]:
-    """Returns one candidate index per variable: the thermometer read at ``uniform`` ``[V]`` in [0, 1).
-
-    ``uniform = ½`` everywhere is the paper's deterministic gate.
-    """
+    """Returns one candidate index per variable: the thermometer read at ``uniform`` ``[V]`` in [0, 1)."""
     return (cumulative.detach() > uniform[:, None].to(cumulative)).sum(1).tolist()
+
+
+def thresholded(cumulative: Tensor) -> list[int]:
+    """Returns one candidate index per variable from ``c`` ``[V, C − 1]``: that of the paper's gates ``H(ĝ)``, in order.
+
+    >>> thresholded(torch.tensor([[0.6, 0.36], [0.6, 0.24], [0.5, 0.45]]))
+    [2, 1, 0]
+    """
+    c = cumulative.detach()
+    before = torch.cat([torch.ones_like(c[:, :1]), c[:, :-1]], 1)
+    return (c > before / 2).int().cumprod(1).sum(1).tolist()

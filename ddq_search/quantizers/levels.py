@@ -204,6 +204,7 @@ def _powers_of_two(bits: int, octaves: int, largest: float, two_sided: bool, lik
     return torch.cat([levels, levels[-1:].expand(2**bits - levels.numel())])
 
 
+_OPTIONS = ("window", "scale_gradient", "shared_scale", "gate_gradient", "nearest", "correction")
 _PAPER = "DDQ (ICML 2021, reconstructed)"
 FAMILIES = (
     Family(
@@ -213,6 +214,7 @@ FAMILIES = (
         AveragedActivations,
         codebook=True,
         uniform_activations=False,
+        options=_OPTIONS,
     ),
     Family(
         "learned",
@@ -221,6 +223,7 @@ FAMILIES = (
         LearnedActivations,
         codebook=True,
         uniform_activations=False,
+        options=(*_OPTIONS, "mirrored"),
     ),
     Family(
         "power-of-two",
@@ -229,6 +232,7 @@ FAMILIES = (
         PowerOfTwoActivations,
         codebook=True,
         uniform_activations=False,
+        options=("window", "scale_gradient", "shared_scale", "correction"),
         exceptions={"error_falls_with_bits": "further octaves are ever closer to 0, and int8 holds no more than seven"},
     ),
 )

@@ -38,6 +38,8 @@ class Family:
         points: number of further points of multipoint weights (`ddq_search.discrete.Point`), each of the same bits.
         uniform_activations: activations lie on an affine grid, so integer programs can run them.
         trained: steps or levels are learned; otherwise calibration alone sets them.
+        options: class attributes of its quantizers that a configuration may set (`ddq_search.config.QuantizerConfig`);
+            its quantizers are classes then.
         exceptions: laws of `ddq_search.quantizers.conformance` that do not hold, with the reason.
     """
 
@@ -49,6 +51,7 @@ class Family:
     points: int = 0
     uniform_activations: bool = True
     trained: bool = True
+    options: tuple[str, ...] = ()
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -48,7 +48,7 @@ class UniformQuantizer(Quantizer):
     @property
     def plain(self) -> bool:
         """Whether values and gradients are those of this class, so that candidates may be mixed in one pass."""
-        return type(self).fake_quantize is UniformQuantizer.fake_quantize
+        return type(self).fake_quantize is UniformQuantizer.fake_quantize and not self.correction
 
     def steps(self, x: Tensor) -> Tensor:
         """Returns the step of every candidate for this tensor: ``[K]`` or ``[K, rows]``."""
@@ -234,5 +234,6 @@ FAMILIES = (
         "DDQ (ICML 2021) with zero-preserving levels (ours); steps learned as in LSQ (ICLR 2020)",
         UniformWeights,
         UniformActivations,
+        options=("correction",),
     ),
 )
