@@ -21,6 +21,7 @@ from ddq_search.batches import TrainingBatches
 from ddq_search.compute import Compute
 from ddq_search.errors import RunError
 from ddq_search.loss_scale import LossScale
+from ddq_search.quantizers.contract import Quantizer
 from ddq_search.record import RunDirectory
 
 
@@ -181,6 +182,7 @@ class Steps:
     def __init__(self, phase: Phase, compute: Compute, per_epoch: int) -> None:
         self._phase, self._compute, self._per_epoch = phase, compute, per_epoch
         self._clipped = [p for group in phase.optimizers[0][0].param_groups for p in group["params"]]
+        self._quantizers = [module for module in phase.module.modules() if isinstance(module, Quantizer)]
         self._finite = True
 
     def batch(self, x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
@@ -212,7 +214,7 @@ class Steps:
         if self._finite and phase.after_backward is not None:
             phase.after_backward()
         if last:
-            _end_step(phase, self._clipped, finite=self._finite)
+            _end_step(phase, self._clipped, self._quantizers, finite=self._finite)
         return loss.detach(), facts
 
 
@@ -243,7 +245,7 @@ def _backward(phase: Phase, loss: Tensor, *, last: bool) -> bool:
     return scale is None or scale.restore(gradients)
 
 
-def _end_step(phase: Phase, clipped: list[Tensor], *, finite: bool) -> None:
+def _end_step(phase: Phase, clipped: list[Tensor], quantizers: list[Quantizer], *, finite: bool) -> None:
     if phase.loss_scale is not None:
         phase.loss_scale.update(finite)
         if phase.loss_scale.exhausted:
@@ -252,6 +254,8 @@ def _end_step(phase: Phase, clipped: list[Tensor], *, finite: bool) -> None:
         return
     if phase.before_step is not None:
         phase.before_step()
+    for quantizer in quantizers:
+        quantizer.limit_gradients()
     torch.nn.utils.clip_grad_norm_(clipped, phase.gradient_clip)
     for optimizer, _ in phase.optimizers:
         optimizer.step()

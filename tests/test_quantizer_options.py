@@ -97,6 +97,7 @@ def test_clipping_of_gradients_is_an_option():
         dq.calibrate(weight)
         dq.inferring = True
         dq.fake_quantize(weight, 1).backward(grad)
+        dq.limit_gradients()
         found[clips] = abs(float(dq.range.log_step.grad))
     assert found[True] == pytest.approx(1.0)  # a bound of d on the gradient of d, for log d
     assert found[False] > 100

@@ -122,14 +122,18 @@ def divergence_step(rows: Tensor, full: Tensor, grid: Grid) -> Tensor:
 
 
 def greatest_cosine(rows: Tensor, full: Tensor, grid: Grid) -> Tensor:
-    """The step, among fractions of ``full``, after which a row keeps its direction best."""
-    best, greatest = full, torch.zeros_like(full)
+    """The step, among fractions of ``full``, after which a row keeps its direction best; the first of equals.
+
+    Steps that give the same codes are equal: their cosines differ by rounding alone.
+    """
+    best, greatest, rounding = full, torch.zeros_like(full), 4 * torch.finfo(full.dtype).eps
     for fraction in torch.linspace(1 / _FRACTIONS, 1.0, _FRACTIONS).tolist():
         step = full * fraction
         q = fake_quantize(rows, step, grid)
         along = (q * rows).sum(1)
         cosine = along / q.square().sum(1).sqrt().clamp_min(1e-30)  # times the row's length, which is the same for all
-        best, greatest = torch.where(cosine > greatest, step, best), torch.maximum(cosine, greatest)
+        better = cosine > greatest * (1 + rounding)
+        best, greatest = torch.where(better, step, best), torch.where(better, cosine, greatest)
     return best
 
 

@@ -111,6 +111,12 @@ class Quantizer(nn.Module, ABC):
         """Ends a search in which the quantizer followed parameters of its own; nothing to do where it has none."""
         self.inferring = False
 
+    def limit_gradients(self) -> None:
+        """Called before each optimizer step, when gradients are whole: over all batches of the step and all processes.
+
+        Families that bound theirs do it here, in place.
+        """
+
     def mix(self, x: Tensor, shares: Tensor) -> Tensor:
         """Returns the mixture of all `columns`, ``Σ_k shares[k] x_q(k)``, differentiable in everything."""
         total = torch.zeros_like(x)

@@ -79,13 +79,10 @@ class UniformDq(InferringQuantizer, UniformQuantizer):
         assert isinstance(other, UniformDq)
         self.range.load_state_dict(other.range.state_dict())
 
-    def watch_gradients(self) -> None:
-        """Clips the gradients of fixed steps as those of the learned one."""
-        self.log_steps.register_hook(self._of_steps)
-
-    def _of_steps(self, grad: Tensor) -> Tensor:
-        steps = self.log_steps.detach().exp()
-        return self.range.limit_gradient(grad, steps, steps)
+    def limit_gradients(self) -> None:
+        """Clips those of fixed steps as those of the learned one, and those of the range."""
+        self.range.limit_gradients()
+        self.range.limit_gradient(self.log_steps, self.log_steps.detach().exp())
 
     def _grid(self, choice: int) -> Grid:
         self.refuse_inferring()
@@ -98,7 +95,6 @@ class DqWeights(UniformDq, LsqWeights):
     def __init__(self, candidates: tuple[int, ...], rows: int) -> None:
         super().__init__(candidates, rows)
         self.range = self.new_range(signed=True)
-        self.watch_gradients()
 
     @torch.no_grad()
     def calibrate(self, weight: Tensor) -> None:
@@ -113,7 +109,6 @@ class DqActivations(UniformDq, LsqActivations):
     def __init__(self, candidates: tuple[int, ...], nonnegative: bool) -> None:
         super().__init__(candidates, nonnegative)
         self.range = self.new_range(signed=not nonnegative)
-        self.watch_gradients()
 
     @torch.no_grad()
     def calibrate(self, sample: Tensor) -> None:

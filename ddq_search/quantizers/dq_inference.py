@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +36,6 @@ class InferringQuantizer(Quantizer):
 
     range_class: type[LearnedRange] = StepAndLargest
     range: LearnedRange
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.watch_gradients()  # copies of parameters have no hooks
-
-    @abstractmethod
-    def watch_gradients(self) -> None:
-        """Registers the clipping of gradients of fixed precisions."""
 
     def new_range(self, *, signed: bool) -> LearnedRange:
         """Returns a range of the class that the family names."""

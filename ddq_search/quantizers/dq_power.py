@@ -47,20 +47,12 @@ class SmallestAndLargest(LearnedRange):
         super().__init__(signed, limits)
         self.log_smallest = nn.Parameter(torch.zeros(()))
         self.log_largest = nn.Parameter(torch.zeros(()))
-        self.watch_gradients()
 
-    def watch_gradients(self) -> None:
+    def limit_gradients(self) -> None:
         """Both are bounded by the smallest level."""
-
-        def of_smallest(grad: Tensor) -> Tensor:
-            smallest = self.log_smallest.detach().exp()
-            return self.limit_gradient(grad, smallest, smallest)
-
-        def of_largest(grad: Tensor) -> Tensor:
-            return self.limit_gradient(grad, self.log_largest.detach().exp(), self.log_smallest.detach().exp())
-
-        self.log_smallest.register_hook(of_smallest)
-        self.log_largest.register_hook(of_largest)
+        smallest = self.log_smallest.detach().exp()
+        self.limit_gradient(self.log_smallest, smallest)
+        self.limit_gradient(self.log_largest, smallest)
 
     @torch.no_grad()
     def start(self, largest: Tensor) -> None:
@@ -117,7 +109,6 @@ class DqP3Weights(InferringQuantizer, WeightQuantizer):
         self.rows = rows
         self.log_largests = nn.Parameter(torch.zeros(len(candidates)))
         self.range = self.new_range(signed=True)
-        self.watch_gradients()
 
     @torch.no_grad()
     def calibrate(self, weight: Tensor) -> None:
@@ -169,15 +160,12 @@ class DqP3Weights(InferringQuantizer, WeightQuantizer):
         self.log_largests.copy_(other.log_largests[[other.candidates.index(bits) for bits in self.candidates]])
         self.range.load_state_dict(other.range.state_dict())
 
-    def watch_gradients(self) -> None:
-        """Clips the gradients of fixed largest levels to the smallest ones."""
-
-        def of_largests(grad: Tensor) -> Tensor:
-            largests = self.log_largests.detach().exp()
-            octaves = [1 if bits == FLOAT_BITS else octaves_of(bits) for bits in self.candidates]
-            return self.range.limit_gradient(grad, largests, largests * torch.exp2(1.0 - largests.new_tensor(octaves)))
-
-        self.log_largests.register_hook(of_largests)
+    def limit_gradients(self) -> None:
+        """Clips those of fixed largest levels to the smallest ones, and those of the range."""
+        self.range.limit_gradients()
+        largests = self.log_largests.detach().exp()
+        octaves = [1 if bits == FLOAT_BITS else octaves_of(bits) for bits in self.candidates]
+        self.range.limit_gradient(self.log_largests, largests * torch.exp2(1.0 - largests.new_tensor(octaves)))
 
     # -- inside ------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 Levels, steps and ranges are learned on a log scale, so they stay positive (ours). The paper's gradients of raw values
 are kept: where it clips the gradient of a value v to ± bound and steps ``v ← v − η g``, here ``log v`` receives
 ``g/v``, which is the same step to first order in η and bounded by ``bound/v``. The bound is the step d (q_min for
-powers of two) and the gradient is the whole one, task and constraints together, as in the official code, which clips
-for U3 and P3 only.
+powers of two) and the gradient is the whole one of an optimizer step, task and constraints together, as in the official
+code, which clips for U3 and P3 only.
 
 Learned values are moved back where the bitwidth would leave the candidates. The bitwidth that is paid for is counted
 from whole levels, and q_max is snapped to a whole number of steps, so that codes never exceed it.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,13 +59,9 @@ class LearnedRange(nn.Module, ABC):
         super().__init__()
         self.signed, self.limits = signed, limits
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.watch_gradients()  # copies of parameters have no hooks
-
     @abstractmethod
-    def watch_gradients(self) -> None:
-        """Registers the clipping of gradients."""
+    def limit_gradients(self) -> None:
+        """Clips the gradients that an optimizer is about to use."""
 
     @abstractmethod
     def start(self, largest: Tensor) -> None:
@@ -92,9 +87,12 @@ class LearnedRange(nn.Module, ABC):
     def keep_within(self) -> None:
         """Moves what is learned back to where the bitwidth is within the limits."""
 
-    def limit_gradient(self, grad: Tensor, value: Tensor, bound: Tensor) -> Tensor:
-        """Returns the gradient of ``log value`` for one of ``value`` that is clipped to ± ``bound``."""
-        return (grad / value).clamp(-bound, bound) / value if self.clips_gradients else grad
+    @torch.no_grad()
+    def limit_gradient(self, logarithm: nn.Parameter, bound: Tensor) -> None:
+        """Gives a learned ``log value`` the gradient that follows from one of ``value`` clipped to ± ``bound``."""
+        if self.clips_gradients and logarithm.grad is not None:
+            value = logarithm.exp()
+            logarithm.grad.copy_((logarithm.grad / value).clamp(-bound, bound) / value)
 
 
 class UniformRange(LearnedRange):
@@ -158,20 +156,12 @@ class StepAndLargest(UniformRange):
         super().__init__(signed, limits)
         self.log_step = nn.Parameter(torch.zeros(()))
         self.log_largest = nn.Parameter(torch.zeros(()))
-        self.watch_gradients()
 
-    def watch_gradients(self) -> None:
+    def limit_gradients(self) -> None:
         """Both are bounded by the step."""
-
-        def of_step(grad: Tensor) -> Tensor:
-            step = self.log_step.detach().exp()
-            return self.limit_gradient(grad, step, step)
-
-        def of_largest(grad: Tensor) -> Tensor:
-            return self.limit_gradient(grad, self.log_largest.detach().exp(), self.log_step.detach().exp())
-
-        self.log_step.register_hook(of_step)
-        self.log_largest.register_hook(of_largest)
+        step = self.log_step.detach().exp()
+        self.limit_gradient(self.log_step, step)
+        self.limit_gradient(self.log_largest, step)
 
     def step_and_largest(self) -> tuple[Tensor, Tensor]:
         """As they are."""
@@ -197,9 +187,8 @@ class BitsAndOther(UniformRange):
         super().__init__(signed, limits)
         self.learned_bits = nn.Parameter(torch.tensor(float(START_BITS)))
         self.log_other = nn.Parameter(torch.zeros(()))
-        self.watch_gradients()
 
-    def watch_gradients(self) -> None:
+    def limit_gradients(self) -> None:
         """Nothing is clipped."""
 
     def bits(self) -> Tensor:

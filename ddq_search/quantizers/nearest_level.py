@@ -152,7 +152,8 @@ def _inside(x: Tensor, scale: Tensor, window: tuple[float, float] | None) -> Ten
     if window is None:
         return None
     scaled = x / aligned(scale, x)
-    return (scaled >= window[0]) & (scaled <= window[1])
+    rounding = 4 * torch.finfo(x.dtype).eps * max(-window[0], window[1])  # calibrated scales put values on the border
+    return (scaled >= window[0] - rounding) & (scaled <= window[1] + rounding)
 
 
 def _sums(found: Tensor, values: Tensor, count: int) -> Tensor:

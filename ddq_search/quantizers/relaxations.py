@@ -94,7 +94,7 @@ class Fractional(Relaxation):
 
     def __init__(self, columns: Sequence[Sequence[int]]) -> None:
         super().__init__(columns)
-        self.register_buffer("last", self.exists.sum(1).float() - 1, persistent=False)
+        self.register_buffer("last", self.exists.sum(1).to(torch.get_default_dtype()) - 1, persistent=False)
         last = self.get_buffer("last")
         self.position = nn.Parameter((last - 0.25).clamp_min(0))
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,9 +30,8 @@ from ddq_search.stages import Stages, begin
 from ddq_search.training import Silent
 from hardware_models.model import cost_model
 from tests.networks import Residual
-from tests.toys import ToySource
+from tests.two_processes import WORLD, Uneven, assert_same_tensors, double, environment, in_two
 
-WORLD = 2
 SETTINGS = {
     "training.float_epochs": 2, "training.joint_epochs": 3, "training.finetune_epochs": 1, "training.norm_batches": 2,
     "training.calibration_batches": 1, "training.batch_size": 10, "training.accumulate": 2, "training.ema_decay": 0.5,
@@ -54,18 +52,6 @@ class Stopper(Silent):
         self.left -= 1
         if self.left == 0:
             raise Stop
-
-
-class Uneven(ToySource):
-    """Batches of 10, 7 and 10 samples and of a single one: parts differ in size, and one batch cannot be divided."""
-
-    def train(self, *, seed, epoch, batch_size):
-        for number, size in enumerate((batch_size, 7, batch_size, 1)):
-            x, y = self._batch(seed * 7919 + epoch * 31 + number, size)
-            yield x.to(torch.get_default_dtype()), y
-
-    def train_batches(self, batch_size):
-        return 4
 
 
 # -- without other processes ------------------------------------------------------------------------------------------
@@ -105,10 +91,6 @@ def test_a_wrong_time_limit_is_said(monkeypatch):
 
 
 # -- what both processes do -------------------------------------------------------------------------------------------
-
-
-def environment(rank, port):
-    return {"RANK": str(rank), "WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def searched(path, progress=None):
@@ -207,52 +189,10 @@ def one_is_late(folder):
     distributed.gather(torch.zeros(1))
 
 
-def worker(rank, ports, folder):
-    """Main function of a process: each job with processes of its own; leaves a file of what happened."""
-    torch.set_num_threads(1)
-    outcomes = []
-    for job, port in zip((works, one_fails, one_is_late), ports, strict=True):
-        os.environ.update(environment(rank, port) | {distributed.TIMEOUT: "1" if job is one_is_late else "30"})
-        try:
-            with processes():
-                outcomes.append(job(folder))
-        except BaseException as error:
-            outcomes.append(repr(error))
-            if job is works:
-                break
-    torch.save(outcomes, folder / f"{rank}.pt")
-
-
-@contextlib.contextmanager
-def double():
-    """Float64: sums in another order differ by 1e-16, too little to change which code a value is rounded to."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    folder, ports = tmp_path_factory.mktemp("distributed"), free_ports(3)
-    context = torch.multiprocessing.get_context("spawn")
-    workers = [context.Process(target=worker, args=(rank, ports, folder)) for rank in range(WORLD)]
-    for each in workers:
-        each.start()
-    for each in workers:
-        each.join(100)
-        each.kill()
-    found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    folder = tmp_path_factory.mktemp("distributed")
+    found = in_two(folder, works, one_fails, (one_is_late, 1.0))
     assert all(isinstance(own[0], dict) for own in found), found
     return folder, found
 
@@ -284,13 +224,10 @@ def test_batch_norm_of_parts_is_that_of_the_whole(outcomes, name):
 
 
 def assert_same_search(found, alone):
-    """Every tensor of every phase within 1e-9 of its largest entry: float64, where only the order of sums differs."""
+    """Every tensor of every phase, and what was chosen."""
     (ours, chosen), (states, choices, _) = found, alone
     assert chosen == choices
-    assert ours.keys() == states.keys()
-    for key, value in states.items():
-        size = max(float(value.abs().max()), 1e-3) if value.is_floating_point() else 0
-        assert (ours[key].double() - value.double()).abs().max() <= 1e-9 * size, key
+    assert_same_tensors(ours, states)
 
 
 def test_two_processes_train_what_one_trains(outcomes, alone):
