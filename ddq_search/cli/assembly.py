@@ -37,8 +37,7 @@ def assemble(config: RunConfig) -> Problem:
     Raises:
         DDQError: any part of the configuration does not fit.
     """
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
+    _use_threads(config)
     device = find_device(config.device.profile, config.device.threads)
     model, source, task = _learned(config)
     if config.model.weights is not None:
@@ -67,8 +66,14 @@ def posed_again(problem: Problem, config: RunConfig) -> Problem:
     Raises:
         CostError, BudgetError: the device is unknown, or no policy meets the budgets on it.
     """
+    _use_threads(config)
     device = find_device(config.device.profile, config.device.threads)
     return pose(problem.model, problem.source, device, config, problem.task)
+
+
+def _use_threads(config: RunConfig) -> None:
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
 
 
 def stored_config(path: Path) -> Path:

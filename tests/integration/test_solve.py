@@ -97,3 +97,12 @@ def test_the_command(trained, tmp_path):
     assert {row["phase"] for row in history} == {"gates"}
     (point,) = json.loads((tmp_path / "z" / "front.json").read_text())["points"]
     assert point["within_budgets"]
+
+
+def test_threads_are_those_of_the_new_configuration(trained):
+    threads = torch.get_num_threads()
+    try:
+        posed_again(trained[0], load_config(None, {**SETTINGS, "training.threads": threads + 1}))
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
