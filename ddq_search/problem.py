@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ddq_search.compute import Compute, compute_of
 from ddq_search.config import BudgetConfig, RunConfig, SpaceConfig
-from ddq_search.cost import LATENCY, CostModel, CostTables
-from ddq_search.errors import BudgetError
+from ddq_search.cost import CostModel, CostTables
 from ddq_search.evaluation import IntegerEvaluator
 from ddq_search.feasibility import Pricing, require_feasible
 from ddq_search.graph import ModelGraph, to_json
@@ -117,11 +116,6 @@ def price_model(
     )
     pricing = Pricing.build(graph, device, CostTables(space, device.factors(graph, space)))
     budgets = {wish.cost: wish.resolve(pricing.reference) for wish in budget_config.wishes()}
-    if quantizers.points and LATENCY in budgets:
-        raise BudgetError(
-            "latency is budgeted, but that of weights with further points is priced as of the first point alone; "
-            "budget flash or peak RAM, or leave 'multipoint' out of search.weight_quantizers"
-        )
     require_feasible(pricing, budgets)
     return graph, space, pricing, budgets
 

@@ -1,6 +1,7 @@
 """Costs that no device decides: multiply-accumulates, parameters, bit operations, and an energy proxy.
 
-Bit operations: products of the operands' bitwidths, ``macs x weight bits x input bits``, summed over weighted layers.
+Bit operations: products of the operands' bitwidths, ``macs x weight bits x input bits``, summed over weighted layers,
+once for every point of multipoint weights, as are products and weights in the energy.
 
 Energy proxy: arithmetic plus one movement of every operand through a small SRAM. A product costs in proportion to
 the product of its operands' widths, as the area of an array multiplier does; sums are 32 bits wide. It ranks policies
@@ -49,12 +50,13 @@ def factors(graph: ModelGraph, space: SearchSpace) -> Iterator[Factor]:
         sources = [space.activations_of[name] for name in inputs_of(graph, op.name)]
         if op.kind in WEIGHTED:
             weights, source = space.weights_of[op.name], sources[0]
-            products = np.outer(candidates[weights], candidates[source]).astype(np.float64) * op.macs
+            passes = 1 + space.further_points.get(weights, 0)
+            products = np.outer(candidates[weights], candidates[source]).astype(np.float64) * op.macs * passes
             moved = np.add.outer(
-                _moved(candidates[weights], partial(weight_bytes, op.rows, op.row_length)),
+                passes * _moved(candidates[weights], partial(weight_bytes, op.rows, op.row_length)),
                 _moved(candidates[source], partial(activation_bytes, math.prod(op.input_shapes[0]))),
             )
-            energy = products / 64 * MULTIPLY_8_J + op.macs * ADD_32_J + moved * BYTE_J
+            energy = products / 64 * MULTIPLY_8_J + passes * op.macs * ADD_32_J + moved * BYTE_J
             yield Factor(BIT_OPERATIONS, op.name, "products", (weights, source), products)
             yield Factor(ENERGY, op.name, "compute", (weights, source), energy)
         else:

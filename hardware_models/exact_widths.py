@@ -1,8 +1,8 @@
 """The accounting of papers: every weight and activation takes exactly its bits, and time is bit operations.
 
-No device: it is for comparing methods in the terms in which they were published. Flash is the weights alone (no bias,
-no multipliers, no packing), peak RAM the planned arena of tensors, latency the bit operations of the weighted layers
-over those of a processor that does one 8 x 8-bit product per nanosecond.
+No device: it is for comparing methods in the terms in which they were published. Flash is the weights alone, with all
+their points but no bias, multipliers, packing or tables of levels; peak RAM the planned arena of tensors; latency the
+bit operations of the weighted layers over those of a processor that does one 8 x 8-bit product per nanosecond.
 
 Mixed Precision DNNs count activations otherwise: what ReLUs return, all of it (constraint 8b) or the largest tensor
 (8c). Two variants put that in the place of peak RAM.
@@ -52,7 +52,8 @@ class ExactWidths(OperationCostModel):
             weights = space.weights_of.get(op.name)
             if op.kind in WEIGHTED and weights is not None and weights not in priced:
                 priced.add(weights)
-                table = np.array(space[weights].candidates, dtype=np.float64) * op.weights / 8
+                codes = op.weights * (1 + space.further_points.get(weights, 0))
+                table = np.array(space[weights].candidates, dtype=np.float64) * codes / 8
                 result.append(Factor(FLASH, op.name, "weights", (weights,), table))
         return result
 

@@ -25,7 +25,7 @@ from ddq_search.space import SearchSpace
 from hardware_models import device_free, storage
 from hardware_models.layers import PRICED_AS, check_kind
 from hardware_models.memory import ArenaPlan, plan_arena
-from hardware_models.pricing import pricer_of
+from hardware_models.pricing import WeightForm, pricer_of
 from hardware_models.profile import DeviceProfile, load_profile
 
 Table = NDArray[np.float64]
@@ -119,7 +119,8 @@ class ArmCostModel:
             if op.kind in WEIGHTED:
                 weight_bits = choices[space.weights_of[op.name]]
                 input_bits = choices[space.activations_of[inputs_of(graph, op.name)[0]]]
-                _, size = self.pricer.layer(op.name, layer_shape(op), (weight_bits,), (input_bits,))
+                form = form_of(space, space.weights_of[op.name])
+                _, size = self.pricer.layer(op.name, layer_shape(op), (weight_bits,), (input_bits,), form)
                 scratch[op.name] = int(size.item())
         bits = {name: choices[variable] for name, variable in space.activations_of.items()}
         return plan_arena(graph, bits, scratch, self.profile.memory.alignment_bytes)
@@ -130,7 +131,8 @@ class ArmCostModel:
         for op in operations(graph):
             if op.kind in WEIGHTED:
                 bits = choices[space.weights_of[op.name]], choices[space.activations_of[inputs_of(graph, op.name)[0]]]
-                result[op.name] = self.pricer.kernel_of(op.name, layer_shape(op), *bits).name
+                form = form_of(space, space.weights_of[op.name])
+                result[op.name] = self.pricer.kernel_of(op.name, layer_shape(op), *bits, form).name
         return result
 
     def _check(self, op: Operation, space: SearchSpace, candidates: Mapping[str, tuple[int, ...]]) -> None:
@@ -157,14 +159,16 @@ class ArmCostModel:
         shape = layer_shape(op)
         weights, output = space.weights_of[op.name], space.activations_of[op.name]
         source = space.activations_of[inputs_of(graph, op.name)[0]]
-        seconds, scratch = self.pricer.layer(op.name, shape, candidates[weights], candidates[source])
+        form = form_of(space, weights)
+        seconds, scratch = self.pricer.layer(op.name, shape, candidates[weights], candidates[source], form)
         result = [Factor(LATENCY, op.name, "compute", (weights, source), seconds)]
-        result += self._output(op, (weights, source, output), candidates)
+        result += self._output(op, (weights, source, output), candidates, form)
         return result, Factor(PEAK_RAM, op.name, "scratch", (weights, source), scratch)
 
     def _output(
-        self, op: Operation, variables: tuple[str, str, str], candidates: Mapping[str, tuple[int, ...]]
-    ) -> list[Factor]:
+        self, op: Operation, variables: tuple[str, str, str], candidates: Mapping[str, tuple[int, ...]],
+        form: WeightForm,
+    ) -> list[Factor]:  # fmt: skip
         """Storing a layer's output: over the output alone, or over all three where kernels differ in how they pack."""
         shape, (weights, source, output) = layer_shape(op), variables
         sizes = tuple(len(candidates[name]) for name in variables)
@@ -174,7 +178,7 @@ class ArmCostModel:
         table = np.zeros(sizes)
         for row, column in np.ndindex(sizes[:2]):
             bits = candidates[weights][row], candidates[source][column]
-            table[row, column] = self.pricer.packing(op.name, shape, *bits, candidates[output])
+            table[row, column] = self.pricer.packing(op.name, shape, *bits, candidates[output], form)
         if source == output:  # one variable decides both
             return [Factor(LATENCY, op.name, "output", (weights, source), np.einsum("wss->ws", table))]
         return [Factor(LATENCY, op.name, "output", variables, table)]
@@ -196,3 +200,8 @@ class ArmCostModel:
         table = self.pricer.element(op, cost, [axes[name] for name in sources], axes[output])
         full = np.broadcast_to(table, tuple(len(candidates[name]) for name in variables))
         return Factor(LATENCY, op.name, "compute", variables, np.array(full))
+
+
+def form_of(space: SearchSpace, weights: str) -> WeightForm:
+    """Returns how the weights of a variable are stored."""
+    return WeightForm(weights in space.codebook_weights, space.further_points.get(weights, 0))

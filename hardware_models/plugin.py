@@ -91,7 +91,7 @@ class OperationCostModel(ABC):
         """Returns the seconds of one operation, its call included; ``weight_bits`` is None where it has no weights.
 
         `ddq_search.layer_shape.layer_shape(op)` gives the geometry of a weighted layer. Not asked for inputs and
-        aliases, which are free.
+        aliases, which are free. A layer of multipoint weights is priced as one such pass for every point.
         """
 
     def scratch_bytes(self, op: Operation, weight_bits: int, input_bits: int) -> int:
@@ -148,6 +148,7 @@ class OperationCostModel(ABC):
         variables = tuple(dict.fromkeys([*weights, *sources, output]))
         if len(variables) > 3:
             raise CostError(f"{op.name!r} ({op.kind}) depends on {len(variables)} precisions; at most 3 fit a factor")
+        passes = 1 + (space.further_points.get(weights[0], 0) if weights else 0)
         table = np.empty(tuple(len(space[name].candidates) for name in variables))
         for index in np.ndindex(table.shape):
             bits = {name: space[name].candidates[i] for name, i in zip(variables, index, strict=True)}
@@ -156,7 +157,7 @@ class OperationCostModel(ABC):
             )
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise CostError(f"{op.name!r} ({op.kind}): {self.name} prices {bits} at {seconds} seconds")
-            table[index] = seconds
+            table[index] = seconds * passes
         return Factor(LATENCY, op.name, "compute", variables, table)
 
     def _scratch(self, op: Operation, graph: ModelGraph, space: SearchSpace) -> Factor:

@@ -4,6 +4,10 @@ A weighted layer runs on the *cheapest* kernel that its codes fit: one of exactl
 unpacks, a wider one. So a bitwidth never costs more than its container plus the unpacking, and a K too short for a
 low-bit kernel gains nothing. Where the profile is of our own kernels, the C export takes the same choice.
 
+Weights with a codebook or with further points run on our kernels for them, which are plain C. Each further point is a
+pass over all products, at what the first one adds to a layer without. Other runtimes have no such kernels: exporters
+write the levels out, so they are priced as 8-bit weights.
+
 Covered: what the kernels' terms count (tiles and tails: staircases), unpacking, packing, calls, memory bandwidth, one
 speed-up per number of threads. Not covered: cache conflicts, frequency scaling, the interpreter around the kernels.
 
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -32,6 +37,23 @@ from hardware_models.profile import DeviceProfile
 from hardware_models.terms import scratch, work
 
 Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """How the weights of a layer are stored: as codes, as indices into a codebook, or as several points.
+
+    Attributes:
+        codebook: whether they have one.
+        points: number of further points.
+    """
+
+    codebook: bool = False
+    points: int = 0
+
+
+CODES = WeightForm()
+"""Plain codes."""
 
 
 def pricer_of(profile: DeviceProfile, threads: int = 1) -> Pricer:
@@ -70,7 +92,7 @@ class Pricer:
             raise CostError(f"no measured speed-up for {threads} threads; known: {known}")
         self.engine, self._own = engine, own
         self._candidates: dict[LayerShape, list[int]] = {}
-        self._chosen: dict[tuple[LayerShape, int, int], tuple[int, float]] = {}
+        self._chosen: dict[tuple[LayerShape, int, int, WeightForm], tuple[int, float]] = {}
         self._unpacks = own is None and bool(engine.unpack)  # C kernels unpack themselves
         unit_s = 1e-9 if engine.unit == "nanoseconds" else 1.0 / clock_hz
         speedup = 1.0 if threads == 1 else engine.thread_speedup[threads].value
@@ -80,22 +102,25 @@ class Pricer:
         self._pack = {8: 0.0, 4: 0.0, 2: 0.0} | {bits: figure.value for bits, figure in engine.pack.items()}
 
     def layer(
-        self, name: str, shape: LayerShape, weight_bits: Sequence[int], input_bits: Sequence[int]
-    ) -> tuple[Table, Table]:
+        self, name: str, shape: LayerShape, weight_bits: Sequence[int], input_bits: Sequence[int],
+        form: WeightForm = CODES,
+    ) -> tuple[Table, Table]:  # fmt: skip
         """Returns latency in seconds and scratch in bytes of a weighted layer, both ``[W, A]``."""
         seconds = np.empty((len(weight_bits), len(input_bits)))
         scratch_bytes = np.empty_like(seconds)
         for row, column in np.ndindex(seconds.shape):
             bits = weight_bits[row], input_bits[column]
-            widths = storage_bits(bits[0]), storage_bits(bits[1])
-            index, units = self._cheapest(name, shape, *widths)
-            seconds[row, column] = self._seconds(units, *_moved(shape, *bits))
+            widths = self._stored_bits(bits[0], form), storage_bits(bits[1])
+            index, units = self._cheapest(name, shape, *widths, form)
+            seconds[row, column] = self._seconds(units, *self._moved(shape, *bits, form))
             scratch_bytes[row, column] = self._scratch(self.engine.kernels[index], shape, *widths)
         return seconds, scratch_bytes
 
-    def kernel_of(self, name: str, shape: LayerShape, weight_bits: int, input_bits: int) -> Kernel:
+    def kernel_of(
+        self, name: str, shape: LayerShape, weight_bits: int, input_bits: int, form: WeightForm = CODES
+    ) -> Kernel:
         """Returns the kernel that a weighted layer is priced on."""
-        index, _ = self._cheapest(name, shape, storage_bits(weight_bits), storage_bits(input_bits))
+        index, _ = self._cheapest(name, shape, self._stored_bits(weight_bits, form), storage_bits(input_bits), form)
         return self.engine.kernels[index]
 
     def layer_output(self, shape: LayerShape, output_bits: Sequence[int]) -> Table | None:
@@ -118,20 +143,41 @@ class Pricer:
         )
 
     def packing(
-        self, name: str, shape: LayerShape, weight_bits: int, input_bits: int, output_bits: Sequence[int]
-    ) -> Table:
+        self, name: str, shape: LayerShape, weight_bits: int, input_bits: int, output_bits: Sequence[int],
+        form: WeightForm = CODES,
+    ) -> Table:  # fmt: skip
         """Returns what a layer takes longer because its kernel also stores the output, one per candidate.
 
         Kernels that price their own packing overlap it with everything else, so this is a difference.
         """
-        index, units = self._cheapest(name, shape, storage_bits(weight_bits), storage_bits(input_bits))
-        kernel, (weights, inputs) = self.engine.kernels[index], _moved(shape, weight_bits, input_bits)
+        stored = self._stored_bits(weight_bits, form), storage_bits(input_bits)
+        index, units = self._cheapest(name, shape, *stored, form)
+        kernel, (weights, inputs) = self.engine.kernels[index], self._moved(shape, weight_bits, input_bits, form)
         result = []
         for bits in output_bits:
             packed = work(kernel.pack[storage_bits(bits)], shape, kernel) if storage_bits(bits) < 8 else 0.0
             outputs = activation_bytes(shape.outputs, bits)
             result.append(self._seconds(units + packed, weights, inputs + outputs))
         return np.array(result) - self._seconds(units, weights, inputs)
+
+    def _stored_bits(self, bits: int, form: WeightForm) -> int:
+        """Width of the weights that a kernel reads: levels and sums are written out where it has no kernel for them."""
+        return storage_bits(bits) if form == CODES or self._own is not None else 8
+
+    def _moved(self, shape: LayerShape, weight_bits: int, input_bits: int, form: WeightForm) -> tuple[int, int]:
+        """Bytes of weights and of inputs."""
+        stored = weight_bits if form == CODES or self._own is not None else 8
+        passes = 1 + form.points if self._own is not None else 1
+        return passes * weight_bytes(shape.channels, shape.row_length, stored), activation_bytes(
+            shape.inputs, input_bits
+        )
+
+    def _is_for(self, kernel: Kernel, form: WeightForm) -> bool:
+        """Whether a kernel reads weights of that form."""
+        if self._own is None:
+            return True
+        own = self._own[kernel.name]
+        return own.codebook == form.codebook and own.points == bool(form.points)
 
     def _executing(self, shape: LayerShape) -> list[int]:
         """Indices of the kernels for a shape; one with a condition stands for its namesake without."""
@@ -165,9 +211,20 @@ class Pricer:
             moved = np.add(moved, _each(bits, partial(activation_bytes, size)))
         return self._combined(units * self.seconds_per_unit, _time(moved, self.engine.activation_bandwidth_bytes_per_s))
 
-    def _cheapest(self, name: str, shape: LayerShape, weights: int, inputs: int) -> tuple[int, float]:
+    def _cheapest(self, name: str, shape: LayerShape, weights: int, inputs: int, form: WeightForm) -> tuple[int, float]:
         """Index and work of the cheapest kernel for codes stored at these widths, unpacking included."""
-        known = self._chosen.get((shape, weights, inputs))
+        if form.points > 1 and self._own is not None:
+            index, one = self._cheapest(name, shape, weights, inputs, WeightForm(points=1))
+            none = next(
+                work(kernel.terms, shape, kernel)
+                for kernel in self.engine.kernels
+                if self._own[kernel.name].family == "portable"
+                and self._is_for(kernel, CODES)
+                and (kernel.weight_bits, kernel.activation_bits) == (weights, inputs)
+                and kernel.executes(shape)
+            )
+            return index, one + (form.points - 1) * (one - none)
+        known = self._chosen.get((shape, weights, inputs, form))
         if known is not None:
             return known
         if shape not in self._candidates:
@@ -177,7 +234,7 @@ class Pricer:
             kernel = self.engine.kernels[index]
             exact = (kernel.weight_bits, kernel.activation_bits) == (weights, inputs)
             fits = self._unpacks and kernel.weight_bits >= weights and kernel.activation_bits >= inputs
-            if not (exact or fits):
+            if not ((exact or fits) and self._is_for(kernel, form)):
                 continue
             units = work(kernel.terms, shape, kernel)
             units += shape.weights * self._widened(weights, kernel.weight_bits)
@@ -185,13 +242,14 @@ class Pricer:
             if best is None or units < best[1]:
                 best = index, units
         if best is None:
-            kernels = [self.engine.kernels[index] for index in self._candidates[shape]]
+            kernels = [kernel for i in self._candidates[shape] if self._is_for(kernel := self.engine.kernels[i], form)]
             offered = sorted({(kernel.weight_bits, kernel.activation_bits) for kernel in kernels})
+            kind = " as codebook" if form.codebook else " with further points" if form.points else ""
             raise CostError(
-                f"{name!r} ({shape.layer_class}): {weights}-bit weights with {inputs}-bit activations have no price; "
-                f"priced (weights, activations): {offered}"
+                f"{name!r} ({shape.layer_class}): {weights}-bit weights{kind} with {inputs}-bit activations have no "
+                f"price; priced (weights, activations): {offered}"
             )
-        self._chosen[shape, weights, inputs] = best
+        self._chosen[shape, weights, inputs, form] = best
         return best
 
     def _widened(self, bits: int, width: int) -> float:
@@ -223,11 +281,6 @@ class Pricer:
 
 def _time(moved: Table, bandwidth: Rate | None) -> Table:
     return np.zeros_like(moved) if bandwidth is None else moved / bandwidth.value
-
-
-def _moved(shape: LayerShape, weight_bits: int, input_bits: int) -> tuple[int, int]:
-    """Bytes of weights and of inputs."""
-    return weight_bytes(shape.channels, shape.row_length, weight_bits), activation_bytes(shape.inputs, input_bits)
 
 
 def _key(kernel: Kernel) -> tuple[str, int, int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, CostTables
+from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM, CostTables
 from ddq_search.errors import CostError
 from ddq_search.feasibility import Pricing
 from ddq_search.graph import WEIGHTED, operations
@@ -69,3 +71,18 @@ def test_a_model_without_relus_has_no_activations_to_count():
         device = find_device(name)
         with pytest.raises(CostError, match="of which this model has none; use 'exact-widths'"):
             device.factors(graph, build_space(graph, device))
+
+
+def test_every_point_of_multipoint_weights_is_a_pass_and_takes_its_bits():
+    graph = trace(build_model("resnet20", 3, 10, 32), torch.zeros(2, 3, 32, 32))
+    device = find_device("exact-widths")
+    space = build_space(graph, device, weight_bits=(2, 4), activation_bits=(8,))
+    weights = [v.name for v in space.variables if v.role == "weights"]
+    prices = {}
+    for points in (0, 1, 2):
+        own = replace(space, further_points=dict.fromkeys(weights, points))
+        prices[points] = CostTables(own, device.factors(graph, own)).price(uniform(own, 4, 8))
+    for cost in (LATENCY, FLASH, BIT_OPERATIONS):
+        assert prices[1][cost] == 2 * prices[0][cost]
+        assert prices[2][cost] == pytest.approx(3 * prices[0][cost])
+    assert prices[0][ENERGY] < prices[1][ENERGY] < 2 * prices[0][ENERGY]  # activations move once

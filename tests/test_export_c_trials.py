@@ -29,7 +29,8 @@ def needs(name: str) -> Target:
 def layer(shape: LayerShape, codes, x, *, bias=0, in_zero=0, out_zero=0, **trial) -> Layer:
     rows = len(codes)
     return Layer(
-        Trial(CONV, shape, **trial), np.asarray(codes, np.int8), None, np.full(rows, bias), np.full(rows, 2**30),
+        Trial(CONV, shape, **trial), np.asarray(codes, np.int8), None, None, np.zeros(rows, int),
+        np.full(rows, bias), np.full(rows, 2**30),
         np.full(rows, 0), np.asarray(x, np.uint8), in_zero, out_zero, 0, 255,
     )  # fmt: skip
 

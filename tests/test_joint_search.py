@@ -13,6 +13,7 @@ from ddq_search.cost import FLASH, LATENCY, CostTables, Factor
 from ddq_search.gate_training import GateTraining
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.projector import Projector
+from ddq_search.quantizers.choice_of_families import UNIFORM, Quantizers
 from ddq_search.space import Rule, build_space
 from ddq_search.supernet import Supernet
 from ddq_search.trace import trace
@@ -49,7 +50,7 @@ class Planted(nn.Module):
         return self.second(F.relu(self.first(x)))
 
 
-def search(model, costs, targets, seed, candidates=(2, 4, 8), steps=STEPS):
+def search(model, costs, targets, seed, candidates=(2, 4, 8), steps=STEPS, quantizers=UNIFORM, gates_of="sampled"):
     """Joint training as `ddq_search.search` does it; returns a policy and the expected costs per set, and the net."""
     graph = trace(model, torch.zeros(2, WIDTH))
     rules = [Rule("activations/*", (8,)), Rule("weights/*", candidates)]
@@ -61,7 +62,7 @@ def search(model, costs, targets, seed, candidates=(2, 4, 8), steps=STEPS):
     ]
     tables = CostTables(space, factors)
     teacher = model
-    net = Supernet(model, graph, space, sets=len(targets), gradient_share=0.5)
+    net = Supernet(model, graph, space, sets=len(targets), gradient_share=0.5, quantizers=quantizers)
     generator = torch.Generator().manual_seed(seed + 100)
     batch = lambda: torch.randn(32, WIDTH, generator=generator)  # noqa: E731
     net.calibrate([batch()])
@@ -81,7 +82,8 @@ def search(model, costs, targets, seed, candidates=(2, 4, 8), steps=STEPS):
         x = batch()
         with torch.no_grad():
             wanted = teacher(x)
-        gates.sample(number % len(targets), torch.rand(len(space.variables), generator=generator))
+        drawn = torch.rand(len(space.variables), generator=generator)
+        gates.sample(number % len(targets), drawn if gates_of == "sampled" else None)
         (F.mse_loss(net(x), wanted) / wanted.var()).backward()
         gates.collect()
         gates.backward()
@@ -131,3 +133,17 @@ def test_a_layer_that_is_slower_at_fewer_bits_keeps_its_bits_unless_flash_binds(
     targets = [{LATENCY: 2.1}, {LATENCY: 2.7, FLASH: 13.0}]
     policies, *_ = search(model, costs, targets, seed, candidates=(4, 8), steps=2 * STEPS)
     assert policies == [(8, 8), (4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("gate_gradient", "gates_of", "expected"),
+    [("neighbours", "sampled", (2, 8)), ("neighbours", "thresholded", (2, 8)), ("through_z", "sampled", (2, 8)),
+     ("constant_z", "sampled", (8, 2))],
+)  # fmt: skip
+def test_why_gate_gradients_go_through_z(gate_gradient, gates_of, expected):
+    """With Z_U as a constant the mean of the levels leaks into the gates, and the bits go to the wrong layer."""
+    model = Planted("first", 0).eval()
+    quantizers = Quantizers(("averaged",), options={"gate_gradient": gate_gradient})
+    table = {FLASH: {"first": [2.0, 8.0], "second": [2.0, 8.0]}}
+    (policy,), *_ = search(model, table, [{FLASH: 10.0}], 0, (2, 8), quantizers=quantizers, gates_of=gates_of)
+    assert policy == expected

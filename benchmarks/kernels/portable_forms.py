@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from cases import conv, depthwise, linear
 from fit import Form
 
-from ddq_search.layer_shape import LAYER_CLASSES, LayerShape
+from ddq_search.layer_shape import LAYER_CLASSES, LayerClass, LayerShape
 from hardware_models.loops.portable import PORTABLE_TERMS
 
 COUNTS = MORE_COUNTS = "own_kernels_portable.csv"
@@ -31,12 +31,18 @@ FURTHER: Mapping[str, LayerShape] = {
     "fc_150_4": linear(150, 4),
 }
 
-FORMS = (
-    Form(
-        name="any layer", kernels={8: "ddq_portable", 4: "ddq_portable", 2: "ddq_portable"},
-        entries=tuple((kind,) for kind in LAYER_CLASSES), executes=lambda shape: True,
+
+def _form(name: str, kernel: str, entries: tuple[tuple[LayerClass, ...], ...]) -> Form:
+    return Form(
+        name=name, kernels=dict.fromkeys((8, 4, 2), kernel), entries=entries, executes=lambda shape: True,
         shared=("once", "outputs", "taps", "inside_taps", "outside_codes", "windows", "macs"),
         by_input={8: ("inside_codes",), 4: ("inside_codes",), 2: ("inside_codes",)},
         tile_pixels=1, tile_channels=1, k_multiple={8: 1, 4: 1, 2: 1},
-    ),
-)  # fmt: skip
+    )  # fmt: skip
+
+
+FORMS = (
+    _form("any layer", "ddq_portable", tuple((kind,) for kind in LAYER_CLASSES)),
+    _form("any layer, codebook", "ddq_portable_codebook", (LAYER_CLASSES,)),
+    _form("any layer, one further point", "ddq_portable_points", (LAYER_CLASSES,)),
+)

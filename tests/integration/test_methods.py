@@ -10,8 +10,9 @@ import pytest
 from ddq_search.baselines import KINDS
 from ddq_search.cli.assembly import assemble
 from ddq_search.config import Method, load_config
-from ddq_search.errors import BudgetError
+from ddq_search.cost import LATENCY
 from ddq_search.evaluation import IntegerEvaluator
+from ddq_search.export.c.registry import choose_kernels
 from ddq_search.integer.executor import run as execute
 from ddq_search.integer.lowering import lower
 from ddq_search.methods import INFERRING, MIXING
@@ -109,9 +110,18 @@ def test_nothing_left_to_choose(tmp_path, mode):
     assert {bits for name, bits in front.points[0].policy.bits.items() if name.startswith("weights/")} == {4}
 
 
-def test_points_of_weights_have_no_latency(tmp_path):
-    with pytest.raises(BudgetError, match="multipoint"):
-        run(tmp_path, **{"search.weight_quantizers": ["multipoint"], "budgets.latency": "90%"})
+@pytest.mark.parametrize("family", ["multipoint", "learned"])
+def test_weights_of_other_forms_are_priced_on_the_kernels_that_execute_them(tmp_path, family):
+    changes = {"search.weight_quantizers": [family], "search.points": 1, "budgets.latency": "170%"}
+    problem, front = run(tmp_path, **changes)
+    check(problem, front)
+    point = next(p for p in front.points if p.policy.name == front.best)
+    program = lower(point.net.discretize(point.policy.bits), problem.device.arithmetic)
+    priced = problem.device.kernels(problem.graph, problem.space, point.policy.bits)
+    assert {name: kernel.name for name, kernel in choose_kernels(program, "neon", priced).items()} == priced
+    assert set(priced.values()) == {"ddq_portable_points" if family == "multipoint" else "ddq_portable_codebook"}
+    plain = assemble(load_config(None, SETTINGS | changes | {"search.weight_quantizers": ["uniform"]}))
+    assert problem.pricing.price(point.policy.bits)[LATENCY] > 2 * plain.pricing.price(point.policy.bits)[LATENCY]
 
 
 def test_weights_with_levels_are_priced_with_their_tables(tmp_path):

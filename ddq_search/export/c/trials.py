@@ -68,11 +68,16 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The constants and the input of a trial. ``bias`` is the program's: nothing folded in."""
+    """The constants and the input of a trial. ``bias`` is the program's: nothing folded in.
+
+    Kernels of multipoint weights get one further point of the same width: ``point`` codes, times ``ratio`` per channel.
+    """
 
     trial: Trial
     codes: NDArray[np.int8]
     codebook: NDArray[np.int8] | None
+    point: NDArray[np.int8] | None
+    ratio: Integers
     bias: Integers
     multiplier: Integers
     shift: Integers
@@ -85,6 +90,8 @@ class Layer:
     @property
     def weights(self) -> Integers:
         """The integer weights ``[out_c, K]``."""
+        if self.point is not None:
+            return np.asarray(self.codes.astype(np.int64) + self.point * self.ratio[:, None])
         if self.codebook is None:
             return self.codes.astype(np.int64)
         levels: Integers = self.codebook.astype(np.int64)
@@ -103,14 +110,17 @@ def draw(trial: Trial) -> Layer:
         codes = rng.integers(-(levels // 2), levels // 2, (rows, length)).astype(np.int8)
     else:
         codes = rng.integers(low, high + 1, (rows, length)).astype(np.int8)
+    point = rng.integers(low, high + 1, (rows, length)).astype(np.int8) if trial.kernel.points else None
+    ratio = rng.integers(1, 2 * high + 2, rows) if trial.kernel.points else np.zeros(rows, np.int64)
     x_high, y_high = activation_code_range(trial.input_bits)[1], activation_code_range(trial.output_bits)[1]
     x = rng.integers(0, x_high + 1, shape.input).astype(np.uint8)
     in_zero, out_zero = int(rng.integers(0, x_high + 1)), int(rng.integers(0, y_high + 1))
     weight_spread = float(np.std(codebook if codebook is not None else np.arange(low, high + 1))) or 1.0
+    weight_spread *= 1 + float(ratio.mean())
     spread = math.sqrt(length) * weight_spread * (x_high + 1) / 3.5
     reach = int(spread) + 1
     if trial.large_bias:
-        reach = 2**31 - 2 * length * 128 * (x_high + 1)
+        reach = max(2**31 - 2 * length * 128 * (1 + int(ratio.max())) * (x_high + 1), 1)
         spread = reach / 2
     factors = (y_high + 1) / 4 / spread * rng.uniform(0.4, 1.6, rows)
     mantissa, exponent = np.frexp(factors)
@@ -118,8 +128,8 @@ def draw(trial: Trial) -> Layer:
     bias = rng.integers(-reach, reach + 1, rows)
     cut = (y_high // 5, y_high - y_high // 5) if trial.clamped else (0, y_high)
     return Layer(
-        trial, codes, codebook, bias.astype(np.int64), multiplier, exponent.astype(np.int64) + trial.raised, x,
-        in_zero, out_zero, *cut,
+        trial, codes, codebook, point, ratio, bias.astype(np.int64), multiplier,
+        exponent.astype(np.int64) + trial.raised, x, in_zero, out_zero, *cut,
     )  # fmt: skip
 
 
@@ -218,16 +228,19 @@ class Runner:
         offset = layer.in_zero if kernel.offset is None else kernel.offset
         bias = layer.bias + (offset - layer.in_zero) * layer.weights.sum(1)
         codebook = b"" if layer.codebook is None else layer.codebook.tobytes()
+        point = b"" if layer.point is None else kernel.layout(layer.point, trial.weight_bits, shape)
+        ratio = b"" if layer.point is None else layer.ratio.astype("<i2").tobytes()
         x = pack_rows(layer.x.reshape(1, -1), trial.input_bits)
         scratch = kernel.scratch_bytes(shape, trial.weight_bits, trial.input_bits)
         header = (
-            self._index[kernel.name], len(stored), len(codebook), len(x), _output_bytes(trial), scratch,
+            self._index[kernel.name], len(stored), len(codebook), len(point), len(x), _output_bytes(trial), scratch,
             *shape.input, *shape.output, shape.groups, *shape.kernel, *shape.stride, *shape.padding, *shape.dilation,
             trial.weight_bits, trial.input_bits, trial.output_bits, layer.in_zero, layer.out_zero, layer.low,
             layer.high, int(trial.rounding == "double"),
         )  # fmt: skip
         arrays = (bias.astype("<i4"), layer.multiplier.astype("<i4"), layer.shift.astype("i1"))
-        return struct.pack(f"<{len(header)}i", *header) + stored + b"".join(a.tobytes() for a in arrays) + codebook + x
+        parts = (stored, *(array.tobytes() for array in arrays), codebook, point, ratio, x)
+        return struct.pack(f"<{len(header)}i", *header) + b"".join(parts)
 
     def _check(self, layers: Sequence[Layer], results: bytes) -> None:
         start = 0
