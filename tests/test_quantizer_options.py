@@ -57,6 +57,11 @@ def test_every_option_of_the_configuration_belongs_to_a_family_and_is_checked_he
             assert any(hasattr(one, option) for one in (family.weights, family.activations)), (family.name, option)
 
 
+def test_the_parametrisation_that_mixed_precision_dnns_recommends_is_the_default():
+    found = quantizers_of(config_of(method="dq"))
+    assert (found.weights, found.activations) == (("dq-u3",), ("dq-u3",))
+
+
 @pytest.mark.parametrize("option", VALUES)
 def test_an_option_reaches_the_quantizers_of_the_families_that_have_it(option):
     for name, family in families().items():

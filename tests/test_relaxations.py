@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,20 @@ from ddq_search.mixture_training import MixtureTraining
 from ddq_search.quantizers.choice_of_families import Quantizers
 from ddq_search.quantizers.relaxations import Fractional, HardConcrete, Softmax
 from ddq_search.quantizers.strategies import StrategyActivations, StrategyWeights
+from ddq_search.relaxed import _rounded_within, relaxation_of
+from tests.networks import sample_images
+from tests.test_supernet import small
+from tests.toys import toy_space
 
 COLUMNS = [(0, 1, 2), (0,), (0, 1)]
 KINDS = [Softmax, Fractional, HardConcrete]
+
+
+class Unpriced:
+    """Cost tables of nothing."""
+
+    def expected(self, probabilities, costs):
+        return {}
 
 
 def noise(seed=0):
@@ -191,12 +204,8 @@ def test_the_pull_of_accumulated_batches_adds_up():
         def mix(self, shares):
             self.shares = shares
 
-    class Tables:
-        def expected(self, probabilities, costs):
-            return {}
-
     relaxation, pulls = Softmax(COLUMNS), torch.arange(18.0).reshape(2, 3, 3)
-    choices = MixtureTraining(Net(), relaxation, Tables(), AugmentedLagrangian([{}]))
+    choices = MixtureTraining(Net(), relaxation, Unpriced(), AugmentedLagrangian([{}]))
     for pull in pulls:
         choices.sample(noise())
         (choices.leaves()[0] * pull).sum().backward()
@@ -205,3 +214,70 @@ def test_the_pull_of_accumulated_batches_adds_up():
     found, relaxation.logits.grad = relaxation.logits.grad, None
     (relaxation.shares(noise()) * pulls.sum(0)).sum().backward()
     torch.testing.assert_close(found, relaxation.logits.grad)
+
+
+# -- networks -----------------------------------------------------------------------------------------------------
+
+
+def test_one_convolution_of_two_mixtures_stands_for_all_pairs(monkeypatch):
+    """``Σ_i α_i Σ_j β_j (W_j * A_i) = (Σ_j β_j W_j) * (Σ_i α_i A_i)``, and the network computes the right side once."""
+    generator = torch.Generator().manual_seed(0)
+    families = Quantizers(("uniform", "dorefa", "power-of-two"), ("uniform", "pact", "lsq"))
+    x, weight = (torch.randn(shape, generator=generator) for shape in ((2, 3, 7, 7), (4, 3, 3, 3)))
+    weights, activations = families.for_weights((2, 4), 4), families.for_activations((4, 8), False)
+    weights.calibrate(weight)
+    activations.calibrate(x)
+    beta, alpha = (torch.rand(6, generator=generator).softmax(0) for _ in range(2))
+    one = torch.nn.functional.conv2d(activations.mix(x, alpha), weights.mix(weight, beta))
+    every = sum(
+        alpha[i] * beta[j] * torch.nn.functional.conv2d(a.fake_quantize(x, 0), w.fake_quantize(weight, 0))
+        for i, a in enumerate(activations.branches)
+        for j, w in enumerate(weights.branches)
+    )
+    torch.testing.assert_close(one, every, rtol=1e-4, atol=1e-4)
+    net = small(quantizers=families)
+    calls, real = [], torch.nn.Conv2d._conv_forward
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", lambda self, *a: (calls.append(self), real(self, *a))[1])
+    net.mix(relaxation_of("dqss", net).shares(torch.rand(0)))
+    net(sample_images(2))
+    assert len(calls) == len(set(calls)) == 3
+
+
+def test_one_pass_gives_weights_steps_and_strategies_their_gradients():
+    net = small(quantizers=Quantizers(("uniform", "lsq", "dorefa"), ("uniform", "lsq", "pact")))
+    relaxation = relaxation_of("dqss", net)
+    choices = MixtureTraining(net, relaxation, Unpriced(), AugmentedLagrangian([{}]))
+    net.train()
+    choices.sample(torch.rand(relaxation.exists.shape))
+    torch.nn.functional.cross_entropy(net(sample_images(16)), torch.arange(16) % 5).backward()
+    choices.collect()
+    choices.backward()
+    assert all(bool((p.grad != 0).any()) for p in net.model.parameters() if p.ndim > 1)
+    assert bool(((relaxation.logits.grad != 0) == relaxation.exists).all())
+    learned = {
+        (variable.name, name): parameter.grad
+        for variable, quantizer in zip(net.space.variables, net.tensor_quantizers(), strict=True)
+        for name, parameter in quantizer.named_parameters()
+        if parameter.requires_grad
+    }
+    assert len(learned) > 20
+    without = {key for key, grad in learned.items() if grad is None or not bool((grad != 0).any())}
+    names = [q.names[int(name.split(".")[1])] for q, name in ((net.quantizers[net._row[v]], n) for v, n in without)]
+    assert set(names) <= {"pact"}  # whose clip learns from clipped values alone, of which 8 bits may have none
+
+
+def test_fractions_are_rounded_at_the_least_offset_that_keeps_the_budgets():
+    """Positions 0.2, 0.5, 0.8 of two candidates, one byte dearer each: how many go up is what the budget leaves."""
+
+    class Priced:
+        tables = SimpleNamespace(space=toy_space([(2, 4)] * 3))
+
+        def price(self, policy):
+            return {"flash_bytes": float(sum(bits == 4 for bits in policy.values()))}
+
+    relaxation = Fractional([(0, 1)] * 3)
+    with torch.no_grad():
+        relaxation.position.copy_(torch.tensor([0.2, 0.5, 0.8]))
+    for limit, bits in ((3, [4, 4, 4]), (2, [2, 4, 4]), (1, [2, 2, 4]), (0, [2, 2, 2])):
+        assert list(_rounded_within(Priced(), relaxation, {"flash_bytes": limit}).values()) == bits
+    assert _rounded_within(Priced(), relaxation, {"flash_bytes": -1}) is None

@@ -7,7 +7,7 @@ the base (`ddq_search.discrete.Point`).
 
 The paper gives every channel as many points as bring the error of its output below a threshold. Here all channels of a
 layer have the same number: points are stored for a layer as a whole, so a channel would save nothing, and the price of
-the layer is known before calibration, to the byte. Which layers are worth a further point is the search's to say.
+the layer is known before calibration, to the byte. All layers have the further points; the search chooses their bits.
 
 Source: Liu, Ye, Zhou, Liu, "Post-training Quantization with Multiple Points: Mixed Precision without Mixed Precision",
 AAAI 2021; whole-number ratios and the fixed number of points are ours.

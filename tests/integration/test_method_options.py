@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ddq_search.cost import FLASH, PEAK_RAM
 from ddq_search.lagrangian import AugmentedLagrangian
@@ -101,3 +102,22 @@ def test_the_temperature_of_strategies(tmp_path, monkeypatch):
     problem, front = run(tmp_path, **ONE, **{"search.method": "dqss", "search.coldest": 0.7})
     check(problem, front)
     assert [softmax.temperature for softmax in made] == [0.7]
+
+
+def test_fixed_precisions_with_learned_levels(tmp_path, monkeypatch):
+    """DDQ at fixed bits: nothing is searched, the level vector is learned."""
+    started = []
+    real = LearnedWeights.fit_levels
+    monkeypatch.setattr(
+        LearnedWeights, "fit_levels", lambda self, x: (real(self, x), started.append(self.vector.detach().clone()))[0]
+    )
+    changes = {
+        "search.method": "lsq-uniform", "search.weight_quantizers": ["learned"], "space.weight_bits": [4],
+        "space.activation_bits": [8], "budgets.flash": "100%",
+    }  # fmt: skip
+    problem, front = run(tmp_path, **{**ONE, **changes})
+    check(problem, front)
+    for quantizer in weights_of(front):
+        assert all(
+            not torch.equal(quantizer.vector, start) for start in started if start.shape == quantizer.vector.shape
+        )
