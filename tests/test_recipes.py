@@ -23,7 +23,7 @@ TESTED = {"resnet8-digits-ddq": 97.0, "resnet8-digits-dq": 97.0}
 
 
 def header(path: Path) -> str:
-    return path.read_text(encoding="utf-8").partition("seed")[0]
+    return path.read_text(encoding="utf-8").partition("\nseed = ")[0]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
