@@ -234,6 +234,14 @@ class RunConfig(_Section):
     search: SearchConfig = SearchConfig()
     quantizers: QuantizerConfig = QuantizerConfig()
 
+    @model_validator(mode="after")
+    def _scaled(self) -> Self:
+        if self.training.precision == "fp16" and self.quantizers.correction:
+            raise ValueError(
+                "quantizers.correction adds to gradients, training.precision = 'fp16' scales them; take bf16 or float32"
+            )
+        return self
+
     def asked(self) -> dict[str, Any]:
         """Returns what decides a run's result: not the output path, where training is computed, or the baselines.
 
@@ -296,6 +304,8 @@ def _first_problem(error: ValidationError, path: Path | None) -> str:
         section = known.get(str(problem["loc"][0]))
         fields = getattr(section.annotation, "model_fields", known) if section and len(problem["loc"]) > 1 else known
         return f"unknown configuration key {key!r}{where}; known here: {', '.join(fields)}"
+    if not key:
+        return str(problem["msg"]).removeprefix("Value error, ") + where
     return f"configuration key {key!r}{where}: {problem['msg']}, got {problem['input']!r}"
 
 

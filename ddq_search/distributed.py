@@ -253,11 +253,11 @@ def leading(samples: int, share: float) -> tuple[int, float]:
 
 @torch.no_grad()
 def sum_in_place(tensors: Sequence[Tensor]) -> None:
-    """Replaces each tensor by its sum over all processes; one exchange per number format, through main memory."""
+    """Replaces each tensor by its sum over all processes; one exchange per number format and place, in main memory."""
     if world_size() == 1:
         return
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+    for kind in dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors):
+        alike = [tensor for tensor in tensors if (tensor.dtype, tensor.device) == kind]
         bucket = torch.cat([tensor.reshape(-1) for tensor in alike]).cpu()
         with _together():
             dist.all_reduce(bucket)

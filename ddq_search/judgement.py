@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,24 +21,53 @@ from ddq_search.task import Measure
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fine-tuned policy and its validation figures."""
+    """A fine-tuned policy and its validation figures.
+
+    Attributes:
+        policy: the policy.
+        load: reads its network, which is not kept in memory.
+        validation: its figures.
+    """
 
     policy: Policy
-    net: Supernet
+    load: Callable[[], Supernet]
     validation: Measure
+
+    @property
+    def net(self) -> Supernet:
+        """Its network, read anew each time; under ``torchrun`` all processes ask for it, or none."""
+        return self.load()
 
 
 @dataclass(frozen=True)
 class Point:
-    """A judged policy: price, figures, and whether it is on the front."""
+    """A judged policy: price, figures, and whether it is on the front.
 
+    Attributes:
+        candidate: the policy as it was fine-tuned; `policy`, `net` and `validation` are its own.
+        policy: with what was found out about it.
+        price: cost → value.
+        within_budgets: whether it keeps every budget.
+        on_front: whether it is on the front.
+        test: figures on the test split.
+    """
+
+    candidate: Candidate
     policy: Policy
-    net: Supernet
-    validation: Measure
     price: Mapping[str, float]
     within_budgets: bool
     on_front: bool
     test: Measure | None = None
+
+    @property
+    def net(self) -> Supernet:
+        """See `Candidate.net`."""
+        return self.candidate.net
+
+    @property
+    def validation(self) -> Measure:
+        """Figures on the validation split."""
+        return self.candidate.validation
 
 
 @dataclass(frozen=True)
@@ -50,6 +79,7 @@ class Front:
         points: all judged policies, searched ones first.
         best: name of the policy with the best validation score within every budget, ties by latency.
         float_validation: figures of the float baseline of equal total epochs.
+        float_epochs: epochs that the float baseline got.
         float_test: likewise, on the test split.
     """
 
@@ -57,6 +87,7 @@ class Front:
     points: tuple[Point, ...]
     best: str
     float_validation: Measure
+    float_epochs: int
     float_test: Measure | None = None
 
     def point(self, name: str) -> Point:
@@ -70,8 +101,7 @@ class Front:
     def document(self) -> dict[str, Any]:
         """Returns what front.json holds."""
         problem = self.problem
-        training = problem.config.training
-        epochs = training.float_epochs + training.joint_epochs + training.finetune_epochs
+        floats = {**_figures("val", self.float_validation), **_figures("test", self.float_test)}
         return {
             "format": "ddq-search front",
             "version": 1,
@@ -88,7 +118,7 @@ class Front:
             "device": device_facts(problem),
             "budgets": dict(problem.budgets),
             "reference": dict(problem.pricing.reference),
-            "float": {**_figures("val", self.float_validation), **_figures("test", self.float_test), "epochs": epochs},
+            "float": {**floats, "epochs": self.float_epochs},
             "best": self.best,
             "points": [self._entry(point) for point in self.points],
         }
@@ -134,13 +164,13 @@ def judge_points(problem: Problem, candidates: Sequence[Candidate]) -> list[Poin
     return points
 
 
-def judge(problem: Problem, candidates: Sequence[Candidate], float_validation: Measure) -> Front:
+def judge(problem: Problem, candidates: Sequence[Candidate], float_validation: Measure, float_epochs: int) -> Front:
     """Returns the judged points and names the best: highest validation score within every budget, ties by latency."""
     points = judge_points(problem, candidates)
     sign = 1 if problem.task.direction == "max" else -1
     allowed = [p for p in points if p.within_budgets]
     best = max(allowed, key=lambda p: (sign * p.validation.score, -p.price[LATENCY]))
-    return Front(problem, tuple(points), best.policy.name, float_validation)
+    return Front(problem, tuple(points), best.policy.name, float_validation, float_epochs)
 
 
 def _point(problem: Problem, candidate: Candidate) -> Point:
@@ -152,8 +182,7 @@ def _point(problem: Problem, candidate: Candidate) -> Point:
         **_figures("val", candidate.validation),
         "within_budgets": within,
     }
-    policy = replace(candidate.policy, facts=facts)
-    return Point(policy, candidate.net, candidate.validation, price, within, False)
+    return Point(candidate, replace(candidate.policy, facts=facts), price, within, False)
 
 
 def device_facts(problem: Problem) -> dict[str, Any]:

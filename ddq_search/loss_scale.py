@@ -44,7 +44,10 @@ class LossScale:
         """Divides gradients of scaled losses by the scale, in place; returns whether all of them are finite."""
         for gradient in gradients:
             gradient.mul_(1 / self.scale)
-        return all(bool(fine) for fine in torch.stack([g.isfinite().all() for g in gradients])) if gradients else True
+        if not gradients:
+            return True
+        place = gradients[0].device  # relaxed choices are in main memory, wherever the network is
+        return bool(torch.stack([g.isfinite().all().to(place) for g in gradients]).all())
 
     def update(self, finite: bool) -> None:
         """After every step, taken or left out."""

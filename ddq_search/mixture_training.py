@@ -70,6 +70,10 @@ class MixtureTraining:
         (task + penalty).backward()
         self._pulls.clear()
 
+    def forget(self) -> None:
+        """Where a step is left out: drops what its batches said."""
+        self._pulls.clear()
+
     def update(self) -> None:
         """After the optimizer step: keeps choices where they are allowed and raises or lowers the multipliers."""
         self._relaxation.project()

@@ -23,7 +23,7 @@ from ddq_search.precision import FLOAT_BITS
 from ddq_search.quantizers.choice_of_families import UNIFORM, Quantizers
 from ddq_search.space import Rule, SearchSpace, build_space
 from ddq_search.supernet import Supernet
-from ddq_search.task import Classification, DataSource, Measure, Split, Task, measure
+from ddq_search.task import Classification, DataSource, Measure, Split, Task, identity, measure
 from ddq_search.trace import trace
 
 EVALUATION_BATCH = 250
@@ -51,7 +51,10 @@ class Problem:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies configuration, model, initial weights, data and prices: what a checkpoint must belong to."""
+        """Identifies configuration, model, initial weights, data, prices and task: what a checkpoint must belong to.
+
+        The task that is taken where none is given adds nothing, so checkpoints from before tasks were told apart fit.
+        """
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode())
@@ -59,7 +62,8 @@ class Problem:
         for factor in self.pricing.tables.factors:
             digest.update(f"{factor.cost} {factor.operation} {factor.step}".encode())
             digest.update(factor.table.tobytes())
-        return self.config.fingerprint(to_json(self.graph), self.source.fingerprint, digest.hexdigest())
+        task = () if self.task == Classification() else (identity(self.task),)
+        return self.config.fingerprint(to_json(self.graph), self.source.fingerprint, digest.hexdigest(), *task)
 
     @property
     def compute(self) -> Compute:

@@ -133,30 +133,34 @@ class RunDirectory:
         """Returns a checkpoint's tensors and facts, or None when there is none.
 
         Raises:
-            RunError: the file is broken, or belongs to another configuration, model or data.
+            RunError: the file is broken, or belongs to another configuration, model, data or task.
         """
         return from_first(lambda: self._load_checkpoint(name))
 
-    def _load_checkpoint(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _load_checkpoint(self, name: str, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self._checkpoint(name)
         if not path.exists():
             return None
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+                found = {key: file.get_tensor(key) for key in (file.keys() if tensors else ())}
             facts = json.loads(metadata["facts"])
             fingerprint, phase = metadata["fingerprint"], metadata.get("name", name)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise RunError(f"checkpoint {path} is broken ({error}); delete it to repeat its phase") from error
         if self.fingerprint and fingerprint != self.fingerprint:
             raise RunError(
-                f"checkpoint {path} belongs to another configuration, model or data; "
+                f"checkpoint {path} belongs to another configuration, model, data or task; "
                 "use another --out, or delete the run to start over"
             )
         if phase != name:
             raise RunError(f"checkpoint {path} is a copy of {phase!r}; delete it to repeat its phase")
-        return tensors, facts
+        return found, facts
+
+    def checkpoint_facts(self, name: str) -> dict[str, Any] | None:
+        """Returns a checkpoint's facts without its tensors; None and errors as `load_checkpoint`."""
+        return from_first(lambda: found[1] if (found := self._load_checkpoint(name, tensors=False)) else None)
 
     def restore(self, name: str, module: nn.Module, tensors: Mapping[str, Tensor], *, strict: bool = True) -> None:
         """Copies a checkpoint's tensors into a module.

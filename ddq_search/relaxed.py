@@ -8,7 +8,8 @@ DDQ uses here, so methods differ in their relaxations and quantizers only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddq_search import front as fronts
-from ddq_search.batches import FirstBatches, TrainingBatches
+from ddq_search.batches import FirstBatches
 from ddq_search.errors import BudgetError
 from ddq_search.feasibility import Pricing
 from ddq_search.gate_training import choice_facts
@@ -43,19 +44,23 @@ def search_relaxed(stages: Stages, teacher: Supernet, method: str) -> Front:
     """
     problem, search = stages.problem, stages.problem.config.search
     aims = fronts.aims(problem.pricing, problem.budgets, search.points, search.relaxed_points)
+    if stages.settings.compile:
+        stages.tell_once("training.compile is left out where networks mix their candidates or infer their bitwidths")
     found: list[tuple[fronts.Origin, dict[str, int]]] = []
-    nets: list[Supernet] = []
+    trained: list[int] = []
     for number, aim in enumerate(aims):
-        net, policy = _search_one(stages, teacher, method, number, aim, [bits for _, bits in found])
-        if policy is not None:
-            found.append((aim.origin, policy))
-            nets.append(net)
+        _train_one(stages, teacher, method, number, aim)
+        _, choices = _settled(stages, method, number)
+        chosen = choices.policy(problem.pricing, aim.limits, [bits for _, bits in found])
+        if chosen is not None:
+            found.append((aim.origin, chosen))
+            trained.append(number)
     if not found:
         raise BudgetError(f"{method}: found no policy within the budgets; this is a defect, please report it")
-    policies = stages.with_references(fronts.named(problem.pricing, found))
-    taken = [bits for _, bits in found]
-    source = [nets[taken.index(dict(p.bits))] if dict(p.bits) in taken else nets[0] for p in policies]
-    candidates = [stages.finetune(p, net, teacher) for p, net in zip(policies, source, strict=True)]
+    taken, candidates = [bits for _, bits in found], []
+    for policy in stages.with_references(fronts.named(problem.pricing, found)):
+        number = trained[taken.index(dict(policy.bits))] if dict(policy.bits) in taken else trained[0]
+        candidates.append(stages.finetune(policy, _settled(stages, method, number)[0], teacher))
     return stages.present(candidates, teacher)
 
 
@@ -69,10 +74,8 @@ def relaxation_of(method: str, net: Supernet, coldest: float | None = None) -> R
     return Softmax(columns, coldest=coldest or (_COLDEST if method == "dqss" else 1.0))
 
 
-def _search_one(
-    stages: Stages, teacher: Supernet, method: str, number: int, aim: fronts.Aim, taken: list[dict[str, int]]
-) -> tuple[Supernet, dict[str, int] | None]:
-    """Returns the network trained for one aim and the policy it ends at, None where that is taken already."""
+def _train_one(stages: Stages, teacher: Supernet, method: str, number: int, aim: fronts.Aim) -> None:
+    """Trains the network of one aim; its checkpoint is the result."""
     problem, settings = stages.problem, stages.settings
     net = stages.calibrated(teacher)
     batches = FirstBatches(stages.batches, problem.config.search.solve_steps) if stages.frozen else stages.batches
@@ -88,25 +91,71 @@ def _search_one(
         [aim.limits], penalty=problem.config.search.penalty, rate=problem.config.search.multiplier_rate,
         form=problem.config.search.constraint,
     )  # fmt: skip
-    name = f"joint-{number:02d}"
-    if method in INFERRING:
-        phase = _inferring(stages, teacher, net, limits, stages.phase(name, net, optimizers, _unset, epochs))
-        scores = _inferred_scores(stages, phase, batches, net)
+    relaxation = _prepared(stages, method, net)
+    if relaxation is None:
+        phase = _inferring(stages, teacher, net, limits, stages.phase(_name(number), net, optimizers, _unset, epochs))
     else:
-        relaxation = relaxation_of(method, net, problem.config.search.coldest)
-        net.add_module("relaxation", relaxation)
         optimizers.append(stages.choice_optimizer(relaxation, epochs * per_epoch))
-        phase = stages.phase(name, net, optimizers, _unset, epochs)
+        phase = stages.phase(_name(number), net, optimizers, _unset, epochs)
         _mixing(stages, teacher, net, relaxation, limits, phase, epochs * per_epoch)
-        stages.train(phase, batches)
-        relaxation.advance(1.0)
-        _settle(net, relaxation)
-        scores = relaxation.scores().cpu().numpy()
-        if isinstance(relaxation, Fractional):
-            rounded = _rounded_within(problem.pricing, relaxation, aim.limits)
-            if rounded is not None and rounded not in taken:
-                return net, rounded
-    return net, problem.pricing.most_likely(scores, aim.limits, taken)
+    stages.train(phase, batches)
+
+
+def _name(number: int) -> str:
+    return f"joint-{number:02d}"
+
+
+def _prepared(stages: Stages, method: str, net: Supernet) -> Relaxation | None:
+    """Lets a network follow its choices; returns them, None where its quantizers' own parameters are the choices."""
+    if method in INFERRING:
+        net.infer()
+        return None
+    relaxation = relaxation_of(method, net, stages.problem.config.search.coldest)
+    net.add_module("relaxation", relaxation)
+    return relaxation
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What a trained network says about policies.
+
+    Attributes:
+        scores: ``[V, C]``, the greater, the rather a candidate is chosen.
+        rounding: FracBits' positions, where it is that.
+    """
+
+    scores: NDArray[np.float64]
+    rounding: Fractional | None
+
+    def policy(
+        self, pricing: Pricing, limits: Mapping[str, float], taken: Sequence[dict[str, int]]
+    ) -> dict[str, int] | None:
+        """Returns the policy within the limits that it ends at, None where that is taken already."""
+        rounded = None if self.rounding is None else _rounded_within(pricing, self.rounding, limits)
+        if rounded is not None and rounded not in taken:
+            return rounded
+        return pricing.most_likely(self.scores, limits, taken)
+
+
+@torch.no_grad()
+def _settled(stages: Stages, method: str, number: int) -> tuple[Supernet, _Choices]:
+    """Reads the trained network of an aim, fixed at what it learned: only one is in memory at a time."""
+    loaded = stages.record.load_checkpoint(_name(number))
+    assert loaded is not None, "it was trained before"
+    net = stages.problem.placed_supernet()
+    relaxation = _prepared(stages, method, net)
+    own = {key.removeprefix("module."): value for key, value in loaded[0].items() if key.startswith("module.")}
+    stages.record.restore(_name(number), net, own)
+    if relaxation is None:
+        inferred: NDArray[np.float64] = net.inferred_probabilities().clamp_min(1e-9).log().cpu().numpy()
+        net.settle()
+        return net, _Choices(inferred, None)
+    relaxation.advance(1.0)
+    for quantizer, row in zip(net.tensor_quantizers(), relaxation.column_probabilities(), strict=True):
+        if isinstance(quantizer, StrategyQuantizer):
+            quantizer.settle(row)
+    rounding = relaxation if isinstance(relaxation, Fractional) else None
+    return net, _Choices(relaxation.scores().cpu().numpy(), rounding)
 
 
 def _unset(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
@@ -129,7 +178,7 @@ def _mixing(
 
     phase.kind, phase.point, phase.batch_loss = "joint", phase.name, loss
     phase.after_backward, phase.before_step, phase.after_step = choices.collect, choices.backward, choices.update
-    phase.batch_leaves = choices.leaves
+    phase.batch_leaves, phase.after_overflow = choices.leaves, choices.forget
     phase.after_epoch = lambda epoch: choice_facts(
         net, relaxation.probabilities()[None], limits, problem.pricing.tables
     )
@@ -138,7 +187,6 @@ def _mixing(
 
 def _inferring(stages: Stages, teacher: Supernet, net: Supernet, limits: AugmentedLagrangian, phase: Phase) -> Phase:
     problem = stages.problem
-    net.infer()
     choices = InferredTraining(net, problem.pricing.tables, limits)
 
     def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
@@ -152,21 +200,6 @@ def _inferring(stages: Stages, teacher: Supernet, net: Supernet, limits: Augment
     )
     phase.extra = {"multipliers": limits.multipliers}
     return phase
-
-
-def _inferred_scores(stages: Stages, phase: Phase, batches: TrainingBatches, net: Supernet) -> NDArray[np.float64]:
-    stages.train(phase, batches)
-    with torch.no_grad():
-        probabilities: NDArray[np.float64] = net.inferred_probabilities().clamp_min(1e-9).log().cpu().numpy()
-    net.settle()
-    return probabilities
-
-
-def _settle(net: Supernet, relaxation: Relaxation) -> None:
-    scores = relaxation.column_probabilities().detach()
-    for quantizer, row in zip(net.tensor_quantizers(), scores, strict=True):
-        if isinstance(quantizer, StrategyQuantizer):
-            quantizer.settle(row)
 
 
 def _rounded_within(pricing: Pricing, relaxation: Fractional, limits: Mapping[str, float]) -> dict[str, int] | None:

@@ -2,17 +2,21 @@
 
 The weights, quantizers and the float models come from the run that trained them; only the gates are searched, in a few
 steps on frozen weights, and the chosen policies fine-tuned. The result is a run directory of its own.
+
+Settings of what is taken over cannot differ. The float baseline is taken over too, unless a setting of its training
+differs; then it is trained again. Where nothing is fine-tuned, so that nothing is trained, it stays what it is.
 """
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
 
 from ddq_search import distributed
 from ddq_search.baselines import KINDS, run_method, take_over
-from ddq_search.errors import RunError
+from ddq_search.errors import ConfigError, RunError
 from ddq_search.joint import conclude, train_gates
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
@@ -21,8 +25,18 @@ from ddq_search.stages import Stages, begin
 from ddq_search.supernet import Supernet
 from ddq_search.training import Progress, Silent
 
-SHARED = ("float", "baseline")
-"""Checkpoints that a solved run takes over as they are."""
+_OF_FLOAT = ("seed", "model", "data", "training.float_epochs", "training.float_rate")
+"""Settings of the float model and its data."""
+_OF_SUPERNET = (
+    "training.joint_epochs", "training.joint_rate", "search.method", "search.mode", "search.weight_quantizers",
+    "search.activation_quantizers", "quantizers",
+)  # fmt: skip
+"""Settings of the supernet, and of the float baseline that has as many epochs."""
+_OF_BASELINE = (
+    "joint_epochs", "finetune_epochs", "batch_size", "joint_rate", "finetune_rate", "weight_decay", "distillation",
+    "distilled_share", "schedule", "gradient_clip", "accumulate", "ema_decay", "precision",
+)  # fmt: skip
+"""Training settings that decide what the float baseline becomes."""
 ORIGIN = "solved.json"
 """File of a solved run that names the search whose supernet it uses."""
 
@@ -41,14 +55,16 @@ def solve(
         progress: who is told.
 
     Raises:
+        ConfigError: a setting of what is taken over differs.
         RunError: the search is not finished, its checkpoints cannot be used, or the run directory holds something else.
         PolicyError: the new device needs a precision that was not trained.
     """
     progress = progress or Silent()
+    require_same_settings(problem, *trained)
     distributed.from_first(lambda: _claim(record, trained[1]))
     begin(problem, record, progress)
-    for name in SHARED:
-        if record.load_checkpoint(name) is None:
+    for name in _taken_over(problem, trained, progress):
+        if record.checkpoint_facts(name) is None:
             record.save_checkpoint(name, *_carried_over(problem, trained[1], name))
     stages = Stages(problem, record, progress)
     teacher = stages.train_float()
@@ -57,6 +73,37 @@ def solve(
         return run_method(stages, teacher, problem.config.search.method)
     supernet = trained_supernet(*trained)
     return conclude(stages, train_gates(stages, supernet, teacher, problem.config.search.solve_steps), teacher)
+
+
+def require_same_settings(problem: Problem, trained: Problem, run: RunDirectory) -> None:
+    """Returns unless a setting of what `solve` takes over differs.
+
+    Raises:
+        ConfigError: it does; names all such settings.
+    """
+    keys = _OF_FLOAT if problem.config.search.method in KINDS else (*_OF_FLOAT, *_OF_SUPERNET)
+    differing = [key for key in keys if attrgetter(key)(problem.config) != attrgetter(key)(trained.config)]
+    if differing:
+        raise ConfigError(
+            f"{', '.join(differing)}: what belongs to the networks of {run.path} cannot differ from there; leave it "
+            "out, or search again"
+        )
+
+
+def _taken_over(problem: Problem, trained: tuple[Problem, RunDirectory], progress: Progress) -> list[str]:
+    """Returns the names of the float models' checkpoints that stay as they are."""
+    own, theirs = problem.config.training, trained[0].config.training
+    names = ["float"] if own.float_epochs else []
+    differing = [f"training.{key}" for key in _OF_BASELINE if getattr(own, key) != getattr(theirs, key)]
+    trains = own.finetune_epochs > 0 or problem.config.search.method in KINDS
+    if not (trains and differing):
+        return [*names, "baseline"]
+    progress.note(f"the float baseline is trained again: {_listed(differing)} from {trained[1].path}")
+    return names
+
+
+def _listed(keys: list[str]) -> str:
+    return f"{', '.join(keys)} {'differs' if len(keys) == 1 else 'differ'}"
 
 
 def refuse_solved(record: RunDirectory) -> None:

@@ -9,12 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ddq_search import distributed
+from ddq_search import distributed, native
 from ddq_search.batches import TrainingBatches
 from ddq_search.budget import LABELS, show
 from ddq_search.compilation import CompiledForward
 from ddq_search.compute import trainable_compute, widened
 from ddq_search.config import TrainingConfig
+from ddq_search.errors import RunError
 from ddq_search.graph import to_json, write_graphml
 from ddq_search.judgement import Candidate, Front, judge
 from ddq_search.policy import Policy, uniform
@@ -46,6 +47,8 @@ def begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
         for v in problem.space.variables
     ]
     record.write_json("space.json", {"variables": variables, "unused_rules": problem.space.unused_rules})
+    for failure in native.failures():
+        progress.note(failure)
     for pattern in problem.space.unused_rules:
         progress.note(f"pin {pattern!r} matched nothing")
     for cost, limit in problem.budgets.items():
@@ -79,6 +82,7 @@ class Stages:
         self.task, self.source = problem.task, problem.source
         self.compute = trainable_compute(self.settings)
         self.batches, self.frozen = calibration or problem.source, calibration is not None
+        self._told: set[str] = set()
 
     def train(self, phase: Phase, source: TrainingBatches | None = None) -> None:
         """Trains a phase on the run's batches, or on others."""
@@ -98,12 +102,12 @@ class Stages:
         self.train(self._weights_phase("float", net, self.settings.float_epochs, rate, None), self.source)
         return net
 
-    def train_baseline(self, teacher: Supernet) -> tuple[Supernet, Measure]:
-        """Gives the float model the epochs that a searched policy got on top; returns it and its validation figures."""
+    def train_baseline(self, teacher: Supernet) -> tuple[Supernet, int]:
+        """Gives the float model the epochs that a searched policy got on top; returns it and all its epochs."""
         settings = self.settings
         net = copy.deepcopy(teacher)
         if self.frozen:  # nothing trains weights, so the float model itself is the baseline
-            return net, measure_as_is(self.problem, net, "validation")
+            return net, settings.float_epochs
         joint, tune = settings.joint_epochs, settings.finetune_epochs
         phase = self._weights_phase("baseline", net, joint + tune, settings.joint_rate, teacher)
         share = joint / (joint + tune)
@@ -111,7 +115,9 @@ class Stages:
         curve = SCHEDULES[settings.schedule]
         phase.schedule = lambda f: curve(f / share) if f < share else low * curve((f - share) / (1 - share))
         self.train(phase)
-        return net, measure_as_is(self.problem, net, "validation")
+        facts = self.record.checkpoint_facts("baseline")
+        assert facts is not None, "every phase leaves a checkpoint"
+        return net, settings.float_epochs + int(facts["epoch"])
 
     def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
         forward = self.forward_of(net)
@@ -131,8 +137,14 @@ class Stages:
             return net
         if net.traceable:
             return CompiledForward(net, self.progress.note)
-        self.progress.note("training.compile is left out: quantizers of these families choose outside the graph")
+        self.tell_once("training.compile is left out: quantizers of these families choose outside the graph")
         return net
+
+    def tell_once(self, text: str) -> None:
+        """Notes something that several phases would say."""
+        if text not in self._told:
+            self._told.add(text)
+            self.progress.note(text)
 
     def phase(
         self, name: str, net: Supernet, optimizers: list[tuple[torch.optim.Optimizer, float]], loss: BatchLoss,
@@ -231,12 +243,11 @@ class Stages:
         rates: tuple[float, float],
     ) -> Candidate:  # fmt: skip
         name = f"policy-{policy.name}"
-        net = self.problem.placed_supernet()
-        finished = self.record.load_checkpoint(name)
+        finished = self.record.checkpoint_facts(name)
         if finished is not None:
-            self.record.restore(name, net, finished[0])
             self.record.remove_checkpoint(f"tuning-{policy.name}")  # left where the process died just before
-            return Candidate(policy, net, Measure(finished[1]["loss"], finished[1]["score"]))
+            return Candidate(policy, self._reader(name), Measure(finished["loss"], finished["score"]))
+        net = self.problem.placed_supernet()
         prepare(net)
         phase = self._weights_phase(f"tuning-{policy.name}", net, epochs, rates[0], teacher)
         phase.kind, phase.point = kind, policy.name
@@ -253,14 +264,28 @@ class Stages:
         self.progress.note(
             f"{policy.name}: validation loss {result.loss:.4f}, {self.task.metric} {result.score:.2f} {unit}"
         )
-        return Candidate(policy, net, result)
+        return Candidate(policy, self._reader(name), result)
+
+    def _reader(self, name: str) -> Callable[[], Supernet]:
+        """Returns what reads a policy's network from its checkpoint."""
+
+        def read() -> Supernet:
+            loaded = self.record.load_checkpoint(name)
+            if loaded is None:
+                raise RunError(f"{self.record.path} has lost the checkpoint {name!r}; --resume trains it again")
+            net = self.problem.placed_supernet()
+            self.record.restore(name, net, loaded[0])
+            return net
+
+        return read
 
     # -- judging ------------------------------------------------------------------------------------------------
 
     def present(self, candidates: Sequence[Candidate], teacher: Supernet) -> Front:
         """Judges candidates against the float baseline and writes the front into the run directory."""
-        baseline, reference = self.train_baseline(teacher)
-        tested = self.test(judge(self.problem, candidates, reference), baseline)
+        baseline, epochs = self.train_baseline(teacher)
+        reference = measure_as_is(self.problem, baseline, "validation")
+        tested = self.test(judge(self.problem, candidates, reference, epochs), baseline)
         self.record.write_json("front.json", tested.document())
         for point in tested.points:
             folder = "policies" if point.within_budgets else "references"

@@ -69,6 +69,7 @@ class Phase:
         batch_leaves: returns what else gets a gradient from a batch, besides the parameters.
         before_step: called before the optimizer step.
         after_step: called after each optimizer step.
+        after_overflow: called instead of both where gradients overflow and the step is left out.
         epochs: how many.
         schedule: fraction of the phase done, in [0, 1) → factor of the peak rates.
         after_epoch: returns what the epoch's history row should hold besides the training loss.
@@ -91,6 +92,7 @@ class Phase:
     batch_leaves: Callable[[], list[Tensor]] | None = None
     before_step: Callable[[], None] | None = None
     after_step: Callable[[], None] | None = None
+    after_overflow: Callable[[], None] | None = None
     after_epoch: Callable[[int], Mapping[str, Any]] | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     point: str | None = None
@@ -251,6 +253,8 @@ def _end_step(phase: Phase, clipped: list[Tensor], quantizers: list[Quantizer], 
         if phase.loss_scale.exhausted:
             raise _diverged(phase, "gradients exceed float16 (training.precision = 'bf16' has a wider range)")
     if not finite:
+        if phase.after_overflow is not None:
+            phase.after_overflow()
         return
     if phase.before_step is not None:
         phase.before_step()

@@ -90,6 +90,13 @@ def test_toml_round_trip(tmp_path_factory, seed, bits, rate, latency, pins, out)
     assert again.fingerprint() == config.fingerprint()
 
 
+def test_a_correction_does_not_go_with_scaled_gradients():
+    settings = {"quantizers.correction": 0.1, "training.precision": "fp16"}
+    with pytest.raises(ConfigError, match=r"^quantizers\.correction adds to gradients.* take bf16 or float32$"):
+        load_config(None, settings)
+    assert load_config(None, settings | {"training.precision": "bf16"}).quantizers.correction == 0.1
+
+
 def test_fingerprint_depends_on_everything_but_the_place():
     base = RunConfig()
     assert base.fingerprint() == RunConfig(out="elsewhere").fingerprint()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 import torch
 
+from ddq_search import native
 from ddq_search.precision import activation_code_range, weight_code_range
 from ddq_search.quantizers import fused
 from ddq_search.quantizers.mixing import MixPasses
@@ -25,6 +27,7 @@ def fresh(monkeypatch):
     fused._library.cache_clear()
     yield monkeypatch
     fused._library.cache_clear()
+    native._failures.clear()
 
 
 def run(passes, x, log_steps, cumulative, grids, choice, estimate, grad, statistic=None):
@@ -153,7 +156,51 @@ def test_a_compiler_that_fails_and_a_cache_that_cannot_be_written(fresh, tmp_pat
     fresh.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fresh.setenv("CC", "false")
     assert not fused.serves(torch.zeros(1))
-    assert not list((tmp_path / "cache" / "ddq-search").iterdir())
+    (left,) = (tmp_path / "cache" / "ddq-search").iterdir()
+    assert left.suffix == ".failed"
+
+
+def compiler(path, last, tally):
+    """A compiler that counts its calls and ends with a line of shell."""
+    path.write_text(f"#!/bin/sh\necho x >> {tally}\necho 'fused.c: no such vector' >&2\n{last}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def asked(fresh, tally):
+    """How often a fresh process asks the compiler."""
+    before = len(tally.read_text().split()) if tally.exists() else 0
+    fused._library.cache_clear()
+    assert not fused.serves(torch.zeros(1))
+    return len(tally.read_text().split()) - before
+
+
+def test_a_refusal_is_remembered_until_the_compiler_changes(fresh, tmp_path):
+    tally = tmp_path / "tally"
+    fresh.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fresh.setenv("CC", compiler(tmp_path / "cc", "exit 3", tally))
+    assert [asked(fresh, tally), asked(fresh, tally)] == [1, 0]
+    (told,) = native.failures()
+    assert "fused.c is left out" in told
+    assert "cc ended with 3 (fused.c: no such vector); mend it or set CC, or delete" in told
+    (refusal,) = (tmp_path / "ddq-search").glob("*.failed")
+    assert str(refusal) in told
+    assert "\n" not in told
+    refusal.unlink()
+    assert asked(fresh, tally) == 1
+    os.utime(tmp_path / "cc", (1, 1))  # another compiler under the same name
+    assert asked(fresh, tally) == 1
+    fresh.setenv("DDQ_SEARCH_FUSED", "0")
+    assert asked(fresh, tally) == 0
+    assert not native.failures()
+
+
+def test_a_compiler_that_was_killed_is_asked_again(fresh, tmp_path):
+    tally = tmp_path / "tally"
+    fresh.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fresh.setenv("CC", compiler(tmp_path / "cc", "kill -9 $$", tally))
+    assert [asked(fresh, tally), asked(fresh, tally)] == [1, 1]
+    assert "ended with -9" in native.failures()[0]
 
 
 def test_it_can_be_switched_off(fresh):

@@ -157,7 +157,7 @@ def test_checkpoint_round_trip(record):
 
 def test_checkpoint_of_another_configuration_is_refused(record):
     record.save_checkpoint("joint", tensors(), {"epoch": 1})
-    with pytest.raises(RunError, match=r"joint\.safetensors belongs to another configuration, model or data"):
+    with pytest.raises(RunError, match=r"joint\.safetensors belongs to another configuration, model, data or task"):
         RunDirectory(record.path, "other").load_checkpoint("joint")
     assert RunDirectory(record.path).load_checkpoint("joint") is not None  # a reader without a problem
 

@@ -115,7 +115,7 @@ def assert_same_tensors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> 
 def assert_same_runs(found: Path, wanted: Path) -> None:
     """Policies are equal, the tensors of all checkpoints and the losses of all epochs within 1e-9."""
     assert _policies(found) == _policies(wanted)
-    assert_same_tensors(_checkpoints(found), _checkpoints(wanted))
+    assert_same_tensors(checkpoints(found), checkpoints(wanted))
     rows, others = RunDirectory(found).history(), RunDirectory(wanted).history()
     assert [(row["phase"], row["point"], row["epoch"]) for row in rows] == [
         (row["phase"], row["point"], row["epoch"]) for row in others
@@ -123,7 +123,8 @@ def assert_same_runs(found: Path, wanted: Path) -> None:
     assert [row["train_loss"] for row in rows] == pytest.approx([row["train_loss"] for row in others], rel=1e-9)
 
 
-def _checkpoints(run: Path) -> dict[str, Tensor]:
+def checkpoints(run: Path) -> dict[str, Tensor]:
+    """Returns the tensors of all checkpoints of a run."""
     files = sorted((run / "checkpoints").iterdir())
     return {f"{file.stem} {key}": value for file in files for key, value in load_file(file).items()}
 

@@ -24,7 +24,9 @@ _PARALLEL_VALUES = 32768
 
 def status() -> str:
     """Says in a few words what the quantizers run on."""
-    return "fused C kernels" if _library() is not None else "plain torch (no C compiler, or DDQ_SEARCH_FUSED=0)"
+    return (
+        "fused C kernels" if _library() is not None else "plain torch (no C compiler that can, or DDQ_SEARCH_FUSED=0)"
+    )
 
 
 def serves(x: Tensor) -> bool:

@@ -37,7 +37,7 @@ SLOW_WAYS = {
     "hawq-ilp": {"search.method": "hawq-ilp"},
     "greedy": {"search.method": "greedy"},
     "averaged": {"search.weight_quantizers": ["averaged"]},
-    "learned": {"search.weight_quantizers": ["learned"], "space.weight_bits": [2, 4]},
+    "learned": {"search.weight_quantizers": ["learned"], "space.weight_bits": [2, 4], "quantizers.correction": 0.1},
     "lsq-plus": {"search.weight_quantizers": ["lsq-plus"], "search.activation_quantizers": ["lsq-plus"]},
     "dq-u1": {"search.method": "dq", "search.weight_quantizers": ["dq-u1"], "search.activation_quantizers": ["dq-u1"]},
     "moving average": {"training.ema_decay": 0.5},

@@ -101,7 +101,7 @@ def test_the_temperature_of_strategies(tmp_path, monkeypatch):
     )
     problem, front = run(tmp_path, **ONE, **{"search.method": "dqss", "search.coldest": 0.7})
     check(problem, front)
-    assert [softmax.temperature for softmax in made] == [0.7]
+    assert {softmax.temperature for softmax in made[1:]} == {0.7}  # the first was trained, the others read from it
 
 
 def test_fixed_precisions_with_learned_levels(tmp_path, monkeypatch):

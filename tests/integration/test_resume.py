@@ -40,14 +40,30 @@ KINDS: dict[str, Callable[[Path], list[str]]] = {
     "search": lambda root: [*SEARCH, *EXTRAS],
     "ptq": lambda root: [*SEARCH, "--mode", "ptq"],
     "solve": lambda root: ["solve", str(root / "search"), "--flash", "70%", "--latency", "98%"],
+    "supernet": lambda root: [*SEARCH, "--mode", "supernet"],
+    "dqss": lambda root: [*SEARCH, "--method", "dqss"],
+    "dqss-ptq": lambda root: [*SEARCH, "--method", "dqss", "--mode", "ptq"],
+    "dq": lambda root: [*SEARCH, "--method", "dq"],
+    "bayesian-bits": lambda root: [*SEARCH, "--method", "bayesian-bits"],
+    "hawq-ilp": lambda root: [*SEARCH, "--method", "hawq-ilp", "--set=search.hessian_vectors=1"],
+    "lsq-uniform": lambda root: [*SEARCH, "--method", "lsq-uniform", "--set=search.weight_quantizers=['lsq']"],
+    "solve-more": lambda root: ["solve", str(root / "supernet"), "--flash", "70%", "--set=training.finetune_epochs=2"],
 }
 """Kind of run → its command; one that follows another starts from its uninterrupted run."""
 PHASES = {
     "search": ("float", "joint", "tuning-p", "tuning-r", "tuning-x", "baseline", "tuning-ilp", "tuning-greedy"),
     "ptq": ("float", "gates", "tuning-p"),
     "solve": ("gates", "tuning-p"),
+    "supernet": ("float", "joint", "gates", "tuning-p", "baseline"),
+    "dqss": ("joint-", "tuning-p", "baseline"),
+    "dqss-ptq": ("joint-", "tuning-p"),
+    "dq": ("joint-", "tuning-p", "baseline"),
+    "bayesian-bits": ("joint-", "tuning-p", "baseline"),
+    "hawq-ilp": ("float", "tuning-p", "baseline"),
+    "lsq-uniform": ("float", "tuning-p", "baseline"),
+    "solve-more": ("gates", "tuning-p", "baseline"),
 }
-KILLS = {"search": 14, "ptq": 7, "solve": 7}
+KILLS = {"search": 14, "ptq": 7, "solve": 7} | dict.fromkeys(list(PHASES)[3:], 6)
 
 
 def _outcome(run: Path) -> dict[str, Any]:

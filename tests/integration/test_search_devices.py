@@ -63,6 +63,14 @@ def test_a_search_on_the_device(tmp_path, precision, mode):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("method", ["edmips", "bayesian-bits", "dqss", "dq", "hawq-ilp"])
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_every_method_on_the_device(tmp_path, precision, method):
+    _, front = run(tmp_path, training__device=FOREIGN, training__precision=precision, search__method=method)
+    check(tmp_path, front)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(("first", "second"), [(FOREIGN, "cpu"), ("cpu", FOREIGN)])
 def test_begun_on_one_device_and_finished_on_another(tmp_path, first, second):
     with pytest.raises(Stop):

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 from ddq_search.cli.app import app
 from ddq_search.cli.assembly import assemble, posed_again
 from ddq_search.config import BudgetConfig, DeviceConfig, load_config
-from ddq_search.errors import PolicyError, RunError
+from ddq_search.errors import ConfigError, PolicyError, RunError
 from ddq_search.policy import read_policy
 from ddq_search.record import RunDirectory
 from ddq_search.search import search
 from ddq_search.solve import solve, trained_supernet
+from ddq_search.training import Silent
 
 SETTINGS = {
     "model.name": "mlp", "data.name": "digits", "data.limit": 400, "device.profile": "cortex-a53-rpi3-lowbit-neon",
@@ -81,6 +82,82 @@ def test_an_unfinished_search_is_refused(trained, tmp_path):
     problem = other(trained[0], budgets=BudgetConfig(flash="65%"))
     with pytest.raises(RunError, match="holds no finished search"):
         solve(problem, RunDirectory(tmp_path / "b"), (trained[0], RunDirectory(tmp_path / "a", trained[1].fingerprint)))
+
+
+# -- settings that differ from the search's ---------------------------------------------------------------------------
+
+
+def solved(trained, path, **changes):
+    """Solves with other settings; returns the record, the float baseline's figures and what was noted."""
+    config = load_config(trained[1].path / "config.toml", {"budgets.flash": "65%", "out": str(path), **changes})
+    told, record = Notes(), RunDirectory(path)
+    front = solve(posed_again(trained[0], config), record, trained, told)
+    return record, front.document()["float"], told.notes
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_a_baseline_of_other_epochs_is_that_of_a_search_with_as_many(trained, tmp_path):
+    record, found, notes = solved(trained, tmp_path / "solved", **{"training.finetune_epochs": 2})
+    epochs = [row["epoch"] for row in record.history() if row["phase"] == "baseline"]
+    assert epochs == [0, 1, 2]
+    assert any("the float baseline is trained again: training.finetune_epochs differs from" in note for note in notes)
+    whole = assemble(load_config(None, SETTINGS | {"search.points": 1, "training.finetune_epochs": 2}))
+    assert found == search(whole, RunDirectory(tmp_path / "whole")).document()["float"]
+    assert found["epochs"] == 1 + len(epochs)
+
+
+def test_a_baseline_of_other_settings_is_trained_again(trained, tmp_path):
+    changes = {"training.ema_decay": 0.5, "training.batch_size": 32}
+    record, _, notes = solved(trained, tmp_path, **changes)
+    assert [row["epoch"] for row in record.history() if row["phase"] == "baseline"] == [0, 1]
+    assert any("again: training.batch_size, training.ema_decay differ from" in note for note in notes)
+
+
+def test_a_baseline_stays_where_nothing_is_trained(trained, tmp_path):
+    record, found, notes = solved(trained, tmp_path, **{"training.finetune_epochs": 0, "training.batch_size": 32})
+    assert found == json.loads((trained[1].path / "front.json").read_text())["float"]
+    assert found["epochs"] == 3  # its own
+    assert {row["phase"] for row in record.history()} == {"gates"}
+    assert not any("baseline" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"data.limit": 300, "model.name": "resnet8"}, "model, data"),
+        ({"training.float_epochs": 2}, "training.float_epochs"),
+        ({"training.joint_epochs": 2, "search.mode": "supernet"}, "training.joint_epochs, search.mode"),
+        ({"search.method": "edmips"}, "search.method"),
+        ({"search.weight_quantizers": ["lsq"]}, "search.weight_quantizers"),
+    ],
+)
+def test_what_is_taken_over_cannot_differ(trained, tmp_path, changes, named):
+    with pytest.raises(ConfigError, match=rf"^{named}: what belongs to the networks of .* cannot differ"):
+        solved(trained, tmp_path / "solved", **changes)
+    assert not (tmp_path / "solved").exists()
+
+
+def test_choosing_by_scores_takes_the_float_model_alone(trained, tmp_path):
+    changes = {"search.method": "random", "training.joint_epochs": 2, "search.weight_quantizers": ["lsq"]}
+    record, found, _ = solved(trained, tmp_path, **changes)
+    assert {row["phase"] for row in record.history()} == {"alone", "baseline"}
+    assert found["epochs"] == 4
+
+
+def test_given_weights_that_were_not_trained_on(tmp_path):
+    config = load_config(None, SETTINGS | {"training.float_epochs": 0, "out": str(tmp_path / "run")})
+    problem, record = assemble(config), RunDirectory(tmp_path / "run")
+    search(problem, record)
+    _, found, _ = solved((problem, record), tmp_path / "solved")
+    assert found == json.loads((tmp_path / "run" / "front.json").read_text())["float"]
 
 
 def test_the_command(trained, tmp_path):
