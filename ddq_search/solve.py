@@ -21,7 +21,7 @@ from ddq_search.joint import conclude, train_gates
 from ddq_search.judgement import Front
 from ddq_search.problem import Problem
 from ddq_search.record import RunDirectory
-from ddq_search.stages import Stages, begin
+from ddq_search.stages import FIGURES, Stages, begin, known_figures
 from ddq_search.supernet import Supernet
 from ddq_search.training import Progress, Silent
 
@@ -66,6 +66,7 @@ def solve(
     for name in _taken_over(problem, trained, progress):
         if record.checkpoint_facts(name) is None:
             record.save_checkpoint(name, *_carried_over(problem, trained[1], name))
+    record.write_json(FIGURES, distributed.from_first(lambda: known_figures(record) or known_figures(trained[1])))
     stages = Stages(problem, record, progress)
     teacher = stages.train_float()
     if problem.config.search.method in KINDS:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from ddq_search.problem import Problem, evaluate_policy, inputs, measure_as_is
 from ddq_search.quantizers import fused
 from ddq_search.record import RunDirectory, environment
 from ddq_search.supernet import Supernet
-from ddq_search.task import Measure
+from ddq_search.task import Measure, Split
 from ddq_search.training import (
     SCHEDULES,
     BatchLoss,
@@ -54,6 +56,16 @@ def begin(problem: Problem, record: RunDirectory, progress: Progress) -> None:
     for cost, limit in problem.budgets.items():
         progress.note(f"budget: {LABELS[cost]} ≤ {show(cost, limit, problem.pricing.reference)}")
     progress.note(f"latency of {problem.device.name} is {problem.device.calibration}")
+
+
+FIGURES = "baseline.json"
+"""File of a run directory: loss and score of the float baseline by split, and the digest of its weights."""
+
+
+def known_figures(record: RunDirectory) -> dict[str, Any]:
+    """Returns what the run directory knows of its float baseline; nothing where it was not measured yet."""
+    known: dict[str, Any] = record.read_json(FIGURES) if (record.path / FIGURES).exists() else {}
+    return known
 
 
 def freeze(*modules: torch.nn.Module) -> None:
@@ -284,7 +296,7 @@ class Stages:
     def present(self, candidates: Sequence[Candidate], teacher: Supernet) -> Front:
         """Judges candidates against the float baseline and writes the front into the run directory."""
         baseline, epochs = self.train_baseline(teacher)
-        reference = measure_as_is(self.problem, baseline, "validation")
+        reference = self._figures_of(baseline, "validation")
         tested = self.test(judge(self.problem, candidates, reference, epochs), baseline)
         self.record.write_json("front.json", tested.document())
         for point in tested.points:
@@ -298,4 +310,16 @@ class Stages:
             replace(point, test=evaluate_policy(self.problem, point.net, point.policy, "test"))
             for point in front.points
         ]
-        return replace(front, points=tuple(points), float_test=measure_as_is(self.problem, baseline, "test"))
+        return replace(front, points=tuple(points), float_test=self._figures_of(baseline, "test"))
+
+    def _figures_of(self, baseline: Supernet, split: Split) -> Measure:
+        """Returns the float baseline's figures: those in the run directory, or measured once and kept there."""
+        weights = baseline.model.state_dict()
+        key = hashlib.sha256(b"".join(weights[name].cpu().contiguous().numpy().tobytes() for name in sorted(weights)))
+        known = distributed.from_first(lambda: known_figures(self.record))
+        if known.get("weights") != key.hexdigest():
+            known = {"weights": key.hexdigest()}
+        if split not in known:
+            known[split] = vars(measure_as_is(self.problem, baseline, split))
+            self.record.write_json(FIGURES, known)
+        return Measure(**known[split])

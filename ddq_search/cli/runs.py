@@ -72,7 +72,7 @@ def _search(config: RunConfig, *, resume: bool) -> Front:
 
 QUICK = (
     "search.points=1", "search.relaxed_points=0", "search.extra_points=0", "search.uniform=[]",
-    "training.finetune_epochs=0",
+    "search.solve_steps=60", "training.finetune_epochs=0",
 )  # fmt: skip
 """Settings with which `solve` answers one budget with one policy, as the supernet has it."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from ddq_search import stages
 from ddq_search.cli.app import app
 from ddq_search.cli.assembly import assemble, posed_again
 from ddq_search.config import BudgetConfig, DeviceConfig, load_config
@@ -183,3 +184,21 @@ def test_threads_are_those_of_the_new_configuration(trained):
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_baseline_is_measured_once(trained, tmp_path, monkeypatch):
+    """Its figures come with it; those of other weights are measured anew."""
+    asked = []
+    real = stages.measure_as_is
+    monkeypatch.setattr(stages, "measure_as_is", lambda *given: asked.append(given[2]) or real(*given))
+    config = load_config(None, {**SETTINGS, "budgets.flash": "60%", "training.finetune_epochs": 0})
+    front = solve(posed_again(trained[0], config), RunDirectory(tmp_path / "a"), trained)
+    assert not asked
+    theirs = json.loads((trained[1].path / "front.json").read_text())["float"]
+    assert (front.float_validation.score, front.float_test.score) == (theirs["val_score"], theirs["test_score"])
+    known = json.loads((trained[1].path / "baseline.json").read_text())
+    other = RunDirectory(tmp_path / "b")
+    other.write_json("baseline.json", {**known, "weights": "others"})
+    again = solve(posed_again(trained[0], config), other, trained)
+    assert asked == ["validation", "test"]
+    assert again.float_test == front.float_test
