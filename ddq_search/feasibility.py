@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddq_search.budget import LABELS, show
-from ddq_search.cost import PEAK_RAM, CostModel, CostTables
+from ddq_search.budget import LABELS, parse, show
+from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM, CostModel, CostTables
 from ddq_search.errors import BudgetError
 from ddq_search.graph import ModelGraph
+from ddq_search.planned_projector import PlannedProjector
 from ddq_search.policy import uniform
-from ddq_search.projector import Projector
+from ddq_search.projector import Projector, Solution
 
-_ARENA_ATTEMPTS = 8
 _BLOCKERS = 3
+_NAMES, _GROUPS = 3, 5
+"""Layers named of those with equal bits, and groups of these, where a policy is told in a line."""
+_FLAGS = {
+    LATENCY: "--latency {}",
+    FLASH: "--flash {}",
+    PEAK_RAM: "--peak-ram {}",
+    BIT_OPERATIONS: "--set budgets.bit_operations={}",
+    ENERGY: "--set budgets.energy={}",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class Pricing:
         graph: the model graph.
         device: the cost model.
         tables: its compiled factors.
-        projector: finds policies under limits.
+        projector: finds policies under limits on the tables.
+        planned: the same with peak RAM kept by the planned arena; says what is proven.
         reference: price of the uniform 8-bit policy.
     """
 
@@ -35,19 +48,20 @@ class Pricing:
     device: CostModel
     tables: CostTables
     projector: Projector
+    planned: PlannedProjector
     reference: Mapping[str, float]
 
     @classmethod
     def build(cls, graph: ModelGraph, device: CostModel, tables: CostTables) -> Pricing:
         """Returns the pricing of a compiled model."""
-        pricing = cls(graph, device, tables, Projector(tables), {})
+        projector = Projector(tables)
+        planned = PlannedProjector(projector, functools.partial(device.arena_bytes, graph, tables.space))
+        pricing = cls(graph, device, tables, projector, planned, {})
         return replace(pricing, reference=pricing.price(uniform(tables.space, 8, 8)))
 
     def price(self, policy: Mapping[str, int]) -> dict[str, float]:
         """Returns latency and flash from the tables, and peak RAM as the arena the planner lays out."""
-        price = self.tables.price(policy)
-        price[PEAK_RAM] = float(self.device.arena_bytes(self.graph, self.tables.space, policy))
-        return price
+        return self.planned.price(policy)
 
     def meets(self, policy: Mapping[str, int], limits: Mapping[str, float]) -> bool:
         """Whether a policy keeps every limit, peak RAM checked on the planned arena."""
@@ -57,69 +71,158 @@ class Pricing:
     def most_likely(
         self, scores: NDArray[np.float64], limits: Mapping[str, float], excluded: Sequence[Mapping[str, int]]
     ) -> dict[str, int] | None:
-        """`Projector.most_likely`, with peak RAM kept by the planned arena and not only by its live-sum bound."""
-        return self._within_arena(lambda bounds: self.projector.most_likely(scores, bounds, excluded), limits)
+        """The policy of `PlannedProjector.most_likely`, which also says whether it is proven to be the best."""
+        return self.planned.most_likely(scores, limits, excluded).policy
 
     def cheapest(self, cost: str, limits: Mapping[str, float]) -> dict[str, int] | None:
-        """`Projector.cheapest`, with peak RAM kept by the planned arena."""
-        return self._within_arena(lambda bounds: self.projector.cheapest(cost, bounds), limits)
-
-    def _within_arena(
-        self, solve: Callable[[Mapping[str, float]], dict[str, int] | None], limits: Mapping[str, float]
-    ) -> dict[str, int] | None:
-        """Solves again with a tighter live-sum bound while the planned arena exceeds its limit."""
-        tightened = dict(limits)
-        for _ in range(_ARENA_ATTEMPTS):
-            policy = solve(tightened)
-            if policy is None or self.meets(policy, limits):
-                return policy
-            tightened[PEAK_RAM] -= max(self.price(policy)[PEAK_RAM] - limits[PEAK_RAM], 1.0)
-        return None
+        """The policy of `PlannedProjector.cheapest`, which also says whether it is proven to be the cheapest."""
+        return self.planned.cheapest(cost, limits).policy
 
 
 def require_feasible(pricing: Pricing, budgets: Mapping[str, float]) -> None:
     """Returns if some policy meets all budgets.
 
     Raises:
-        BudgetError: none does; the message holds the achievable range of each cost, what is achievable of each
-            while the others are kept, the binding budgets and the layers that block them.
+        BudgetError: none does, or none was found; the message says which, and holds the achievable range of each
+            cost, the budgets that conflict, what is achievable of each while the others are kept and the layers that
+            block it, and the nearest policy with the budgets that would admit it.
     """
-    if not budgets or pricing.cheapest(next(iter(budgets)), budgets) is not None:
-        return
-    lines = ["no policy meets all budgets on " + pricing.device.name]
+    found = pricing.planned.feasible(budgets) if budgets else None
+    if found is not None and found.policy is None:
+        raise BudgetError("\n  ".join(_explanation(pricing, budgets, found)))
+
+
+def _explanation(pricing: Pricing, budgets: Mapping[str, float], found: Solution) -> Iterator[str]:
+    if found.proven:
+        yield f"no policy meets all budgets on {pricing.device.name}"
+    else:
+        yield f"no policy was found that meets all budgets on {pricing.device.name}; that there is none is not proven"
+        yield _doubt(pricing, budgets)
     for cost, limit in budgets.items():
-        lines.append(f"  {_range_line(pricing, cost, limit)}")
+        yield from _range_lines(pricing, cost, limit)
+    yield from _conflict_lines(pricing, budgets)
     for cost in budgets if len(budgets) > 1 else ():
         others = {other: limit for other, limit in budgets.items() if other != cost}
         policy = pricing.cheapest(cost, others)
         if policy is not None:
             kept = " and ".join(f"{LABELS[o]} ≤ {show(o, v)}" for o, v in others.items())
             price = pricing.price(policy)
-            reached = ", ".join(f"{LABELS[o]} {show(o, price[o], pricing.reference)}" for o in budgets)
-            lines.append(f"  achievable pair: with {kept} the least {LABELS[cost]} is reached at {reached}")
-            lines.append(f"    {_blockers(pricing, cost, policy)}")
-    if len(budgets) == 1:
-        (cost,) = budgets
-        policy = pricing.cheapest(cost, {})
-        assert policy is not None
-        lines.append(f"  {_blockers(pricing, cost, policy)}")
-    closest = pricing.price(pricing.projector.nearest(budgets))
-    reached = ", ".join(f"{LABELS[cost]} {show(cost, closest[cost], pricing.reference)}" for cost in budgets)
-    excess = max(closest[cost] / limit - 1 for cost, limit in budgets.items())
-    lines.append(f"  nearest policy: {reached}; every budget exceeded by at most {100 * excess:.1f} %")
-    lines.append("  loosen a budget to an achievable pair above, or take a smaller model or another device")
-    raise BudgetError("\n".join(lines))
+            reached = _reached(pricing, price, budgets)
+            yield f"achievable pair: with {kept} the least {LABELS[cost]} is reached at {reached}"
+            yield f"  admitted by {_admitting(pricing, price, budgets)}"
+            yield f"  {_blockers(pricing, cost, policy)}"
+    nearest = pricing.planned.nearest(budgets)
+    if nearest is not None:
+        price = pricing.price(nearest)
+        excess = max(price[cost] / limit - 1 for cost, limit in budgets.items())
+        reached = _reached(pricing, price, budgets)
+        yield f"nearest policy: {reached}; every budget exceeded by at most {100 * excess:.1f} %"
+        yield f"  {summary(nearest)}"
+        yield f"  admitted by {_admitting(pricing, price, budgets)}"
+    yield "loosen a budget as told above, or take a smaller model or another device"
 
 
-def _range_line(pricing: Pricing, cost: str, limit: float) -> str:
-    least = pricing.cheapest(cost, {})
-    assert least is not None
-    low = pricing.price(least)[cost]
-    verdict = "impossible by itself" if low > limit else "possible by itself"
+def _reached(pricing: Pricing, price: Mapping[str, float], costs: Iterable[str]) -> str:
+    return ", ".join(f"{LABELS[cost]} {show(cost, price[cost], pricing.reference)}" for cost in costs)
+
+
+def _doubt(pricing: Pricing, budgets: Mapping[str, float]) -> str:
+    """Returns what stands between "none was found" and "there is none"."""
+    policy = pricing.projector.cheapest(PEAK_RAM, budgets).policy if PEAK_RAM in budgets else None
+    if policy is None:
+        return "the solver was stopped before it was done"
+    live, arena = pricing.tables.price(policy)[PEAK_RAM], pricing.price(policy)[PEAK_RAM]
     return (
-        f"{LABELS[cost]} budget {show(cost, limit, pricing.reference)}: {verdict}; "
+        f"in the policy of least peak RAM within the others, {show(PEAK_RAM, live)} are alive at once; its planned "
+        f"arena exceeds that by {show(PEAK_RAM, arena - live)}"
+    )
+
+
+def _range_lines(pricing: Pricing, cost: str, limit: float) -> Iterator[str]:
+    least = pricing.planned.cheapest(cost, {})
+    if least.policy is None:
+        yield f"{LABELS[cost]} budget {show(cost, limit, pricing.reference)}: not known whether it can be kept"
+        return
+    low = pricing.price(least.policy)[cost]
+    impossible = "impossible by itself" if least.proven else "by itself not kept by any policy found"
+    yield (
+        f"{LABELS[cost]} budget {show(cost, limit, pricing.reference)}: "
+        f"{'possible by itself' if low <= limit else impossible}; "
         f"achievable from {show(cost, low, pricing.reference)}; uniform 8 bit {show(cost, pricing.reference[cost])}"
     )
+    if low > limit:
+        yield f"  {_blockers(pricing, cost, least.policy)}"
+
+
+def _conflict_lines(pricing: Pricing, budgets: Mapping[str, float]) -> Iterator[str]:
+    found = conflicts(pricing, budgets)
+    for costs, proven in found.items():
+        *most, last = (LABELS[cost] for cost in costs)
+        names = f"{', '.join(most)} and {last}" if most else last
+        verb = "cannot be met" if proven else "was not met by any policy found" if not most else "were not met"
+        rest = f" together, {'each alone' if len(most) == 1 else f'any {len(most)} of them'} can be" if most else ""
+        yield f"conflict: {names} {verb}{rest}"
+    binding = [cost for cost in budgets if all(cost in costs for costs in found)]
+    if len(budgets) > 1:
+        named = " or that of ".join(LABELS[cost] for cost in binding)
+        yield (
+            f"binding: without the budget of {named} the others can be met"
+            if binding
+            else "binding: no single budget; one of each conflict must be loosened"
+        )
+
+
+def conflicts(pricing: Pricing, budgets: Mapping[str, float]) -> dict[tuple[str, ...], bool]:
+    """Returns the smallest sets of budgets that no policy was found to meet together, and whether there is none.
+
+    Without any one of its budgets such a set can be met; all sets of budgets that were not met hold one of them.
+    """
+    found: dict[tuple[str, ...], bool] = {}
+    for count in range(1, len(budgets) + 1):
+        for costs in itertools.combinations(budgets, count):
+            if not any(set(known) <= set(costs) for known in found):
+                met = pricing.planned.feasible({cost: budgets[cost] for cost in costs})
+                if met.policy is None:
+                    found[costs] = met.proven
+    return found
+
+
+def summary(policy: Mapping[str, int]) -> str:
+    """Returns a policy in a line: layers and tensors by the bits of their weights and output, the largest group first.
+
+    >>> summary({"activations/input": 8, "weights/conv": 2, "activations/conv": 4, "weights/fc": 8})
+    'w2a4: conv; w8: fc; a8: input'
+    """
+    labels: dict[str, str] = {}
+    for role in ("weights", "activations"):
+        for name, bits in policy.items():
+            if name.startswith(f"{role}/"):
+                key = name.removeprefix(f"{role}/")
+                labels[key] = f"{labels.get(key, '')}{role[0]}{bits}"
+    groups: dict[str, list[str]] = {}
+    for key, label in labels.items():
+        groups.setdefault(label, []).append(key)
+    largest = sorted(groups, key=lambda label: len(groups[label]), reverse=True)
+    told = [f"{label}: {_listed(groups[label])}" for label in largest[:_GROUPS]]
+    further = sum(len(groups[label]) for label in largest[_GROUPS:])
+    return "; ".join([*told, f"{further} more of other bits"] if further else told)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return ", ".join(names[:_NAMES]) + more
+
+
+def _admitting(pricing: Pricing, price: Mapping[str, float], budgets: Mapping[str, float]) -> str:
+    """Returns the flags of the budgets that must change for a policy, in percent of uniform 8 bit, rounded up."""
+    flags = []
+    for cost, limit in budgets.items():
+        if price[cost] > limit:
+            tenths = math.floor(1000 * price[cost] / pricing.reference[cost])
+            while parse(cost, f"{tenths / 10}%").resolve(pricing.reference) < price[cost]:
+                tenths += 1
+            flags.append(_FLAGS[cost].format(f"{tenths / 10}%"))
+    return " ".join(flags)
 
 
 def _blockers(pricing: Pricing, cost: str, policy: Mapping[str, int]) -> str:

@@ -3,14 +3,15 @@
 One binary per candidate of each variable; a table over several variables gets one continuous variable per entry,
 tied to the binaries by its marginals, which is exact at integer points. Tables that are sums of tables over fewer
 variables are taken apart first (`separated`), and a program only holds the tables of the costs it is about: its size is
-what the time depends on. Solved with HiGHS through SciPy.
+what the time depends on. Solved with HiGHS through SciPy, without a gap: the answer is the optimum, or there is none,
+unless the solver was stopped; `Solution.proven` says which.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,32 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ddq_search.contraction import Table, merged
-from ddq_search.cost import PEAK_RAM, CostTables
+from ddq_search.cost import CostTables
 
 _SEPARABLE = 1e-12
 """Largest share of a table's largest entry by which it may differ from a sum of smaller tables."""
-_TIGHTEN = (1e-7, 1e-6, 3e-6, 1e-5, 1e-4, 1e-3)
-"""Share of a limit given up, attempt by attempt, when the solver's tolerance (1e-6) let a policy slip over it."""
+_NODES, _SECONDS = 200, 60.0
+"""Where the solver is stopped. Programs seldom need more than 20 nodes; many equal layers whose scores follow their
+costs would take hours. Nodes are to stop it first: what is found must not depend on how busy the machine is."""
+_GIVEN_UP = (0.0,) * 8 + (3e-6, 1e-5, 1e-4)
+"""Share of the limits given up, attempt by attempt, while the solver's tolerance (1e-6) lets policies slip over."""
+_LARGEST = 1e4
+"""Largest coefficient of an objective: the solver takes two objectives that differ by 1e-6 for equal."""
+_OPTIMAL, _INFEASIBLE = 0, 2
+"""Of the states that `scipy.optimize.milp` ends in, those that prove something."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a search for a policy came to.
+
+    Attributes:
+        policy: variable → bitwidth, within all limits; None when none was found.
+        proven: whether no other policy is better or, where ``policy`` is None, whether there is none.
+    """
+
+    policy: dict[str, int] | None
+    proven: bool
 
 
 @dataclass(frozen=True)
@@ -41,15 +62,14 @@ class Projector:
 
     def __init__(self, tables: CostTables) -> None:
         self.tables = tables
-        self._variables = tables.space.variables
-        sizes = [len(v.candidates) for v in self._variables]
-        self._first = dict(zip((v.name for v in self._variables), np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+        self._candidates = {variable.name: variable.candidates for variable in tables.space.variables}
+        sizes = [len(candidates) for candidates in self._candidates.values()]
+        self._first = dict(zip(self._candidates, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
         self._binaries = sum(sizes)
         self._joint: dict[tuple[str, ...], int] = {}
         self._columns = self._binaries
-        self._marginals: dict[
-            int, list[_Row]
-        ] = {}  # first column of a table's entries → what ties them to the binaries
+        # first column of a table's entries → what ties them to the binaries
+        self._marginals: dict[int, list[_Row]] = {}
         self._rows = {cost: self._cost_rows(cost) for cost in tables.costs}
 
     # -- building ---------------------------------------------------------------------------------------------
@@ -95,102 +115,96 @@ class Projector:
 
     # -- solving ----------------------------------------------------------------------------------------------
 
-    def cheapest(self, cost: str, limits: Mapping[str, float]) -> dict[str, int] | None:
-        """Returns the policy of least ``cost`` within the other limits, or None when there is none."""
-        return self._solve(limits, minimise=cost)
+    def cheapest(self, cost: str, limits: Mapping[str, float], excluded: Sequence[Mapping[str, int]] = ()) -> Solution:
+        """Returns the policy of least ``cost`` within the limits; ``excluded`` as in `most_likely`."""
+        return self._least(self._rows[cost], limits, excluded)
 
-    def nearest(self, limits: Mapping[str, float]) -> dict[str, int]:
+    def nearest(self, limits: Mapping[str, float]) -> Solution:
         """Returns the policy whose largest cost relative to its limit is least: it keeps all limits where one can."""
-        rows, width = self._choices(limits), self._columns + 1
-        for cost, limit in limits.items():
-            rows += [(_with_slack(_scaled(row, limit), width), -np.inf, 0.0) for row in self._rows[cost]]
-        policy = self._run(_last(width), rows, width)
-        assert policy is not None, "without limits there is always a policy"
-        return policy
+        return self._least([_scaled(row, limit) for cost, limit in limits.items() for row in self._rows[cost]], {}, ())
 
     def most_likely(
         self,
         log_probabilities: NDArray[np.float64],
         limits: Mapping[str, float],
         excluded: Sequence[Mapping[str, int]] = (),
-    ) -> dict[str, int] | None:
-        """Returns the policy of greatest summed log-probability ``[V, C]`` within the limits, or None.
+    ) -> Solution:
+        """Returns the policy of greatest summed log-probability ``[V, C]`` within the limits.
 
-        ``excluded`` policies are not returned again.
+        Policies that hold an ``excluded`` one, which may name some of the variables only, are not returned.
         """
-        scores = np.concatenate([log_probabilities[row, : len(v.candidates)] for row, v in enumerate(self._variables)])
-        return self._solve(limits, scores=scores, excluded=excluded)
+        objective = np.zeros(self._columns)
+        for row, (name, candidates) in enumerate(self._candidates.items()):
+            objective[self._first[name] :][: len(candidates)] = -log_probabilities[row, : len(candidates)]
+        return self._solve(objective, [], limits, excluded)
+
+    def _least(
+        self, rows: Sequence[_Row], limits: Mapping[str, float], excluded: Sequence[Mapping[str, int]]
+    ) -> Solution:
+        """Returns the policy of which the largest of some expressions is least."""
+        if len(rows) == 1:
+            objective = np.bincount(rows[0].columns, rows[0].values, self._columns).astype(np.float64)
+            return self._solve(objective, rows, limits, excluded)
+        size = max(np.abs(row.values).sum() + abs(row.constant) for row in rows) or 1.0
+        return self._solve(None, [_scaled(row, size) for row in rows], limits, excluded)
 
     def _solve(
         self,
+        objective: NDArray[np.float64] | None,
+        aimed: Sequence[_Row],
         limits: Mapping[str, float],
-        *,
-        minimise: str | None = None,
-        scores: NDArray[np.float64] | None = None,
-        excluded: Sequence[Mapping[str, int]] = (),
-    ) -> dict[str, int] | None:
-        tightened = dict(limits)
-        for share in _TIGHTEN:
-            policy = self._solve_once(tightened, minimise, scores, excluded)
-            if policy is None:
-                return None
-            price = self.tables.price(policy)
-            over = [cost for cost, limit in limits.items() if price[cost] > limit]
-            if not over:
-                return policy
-            for cost in over:  # the solver's tolerance let it through: ask for a little less
-                tightened[cost] = limits[cost] * (1 - share) - 2 * (price[cost] - limits[cost])
-        return None
+        excluded: Sequence[Mapping[str, int]],
+    ) -> Solution:
+        """Solves for an objective over the columns or, without one, for the largest of the expressions aimed at."""
+        refused = list(excluded)
+        for share in _GIVEN_UP:
+            found = self._solve_once(objective, aimed, {c: (1 - share) * limit for c, limit in limits.items()}, refused)
+            if found.policy is None or self._keeps(found.policy, limits):
+                return Solution(found.policy, found.proven and share == 0.0)
+            refused.append(found.policy)
+        return Solution(None, proven=False)
+
+    def _keeps(self, policy: Mapping[str, int], limits: Mapping[str, float]) -> bool:
+        price = self.tables.price(policy) if limits else {}
+        return all(price[cost] <= limit for cost, limit in limits.items())
 
     def _solve_once(
         self,
+        objective: NDArray[np.float64] | None,
+        aimed: Sequence[_Row],
         limits: Mapping[str, float],
-        minimise: str | None,
-        scores: NDArray[np.float64] | None,
         excluded: Sequence[Mapping[str, int]],
-    ) -> dict[str, int] | None:
-        extra = 1 if minimise == PEAK_RAM else 0
-        width = self._columns + extra
-        objective = np.zeros(width)
-        rows = self._choices([*limits, minimise] if minimise else limits)
-        for cost, limit in limits.items():
-            rows += [(_scaled(row, limit), -np.inf, 1.0) for row in self._rows[cost]]
-        if minimise == PEAK_RAM:
-            objective = _last(width)
-            size = max(np.abs(row.values).sum() + abs(row.constant) for row in self._rows[PEAK_RAM])
-            rows += [(_with_slack(_scaled(row, size), width), -np.inf, 0.0) for row in self._rows[PEAK_RAM]]
-        elif minimise is not None:
-            (row,) = self._rows[minimise]
-            np.add.at(objective, row.columns, row.values / max(np.abs(row.values).max(initial=0.0), 1e-300))
-        if scores is not None:
-            objective[: self._binaries] = -scores
+    ) -> Solution:
+        within = [(row, limit) for cost, limit in limits.items() for row in self._rows[cost]]
+        rows = self._choices([*aimed, *(row for row, _ in within)])
+        for row, limit in within:
+            size = abs(limit) or 1.0
+            rows.append((_scaled(row, size), -np.inf, limit / size))
         for policy in excluded:
-            columns = np.array([self._first[v.name] + v.candidates.index(policy[v.name]) for v in self._variables])
+            taken = [self._first[name] + self._candidates[name].index(bits) for name, bits in policy.items()]
+            columns = np.array(taken, np.int64)
             rows.append((_Row(columns, np.ones(len(columns)), 0.0), -np.inf, len(columns) - 1.0))
-        return self._run(objective, rows, width)
+        if objective is None:
+            objective = np.append(np.zeros(self._columns), 1.0)
+            rows += [(_with_slack(row, self._columns), -np.inf, 0.0) for row in aimed]
+        return self._run(objective, rows)
 
-    def _choices(self, costs: Iterable[str]) -> list[tuple[_Row, float, float]]:
-        """Every variable takes one candidate, and the costs' tables over several variables follow."""
-        used = [row.columns for cost in costs for row in self._rows[cost]]
-        present = np.unique(np.concatenate(used)) if used else np.zeros(0, np.int64)
+    def _choices(self, used: Sequence[_Row]) -> list[tuple[_Row, float, float]]:
+        """Every variable takes one candidate, and the tables over several variables that are used follow."""
+        present = np.unique(np.concatenate([row.columns for row in used])) if used else np.zeros(0, np.int64)
         starts = np.intersect1d(present, np.array(list(self._marginals), np.int64))
         rows = [(row, 0.0, 0.0) for start in starts.tolist() for row in self._marginals[start]]
-        for variable in self._variables:
-            columns = self._first[variable.name] + np.arange(len(variable.candidates))
+        for name, candidates in self._candidates.items():
+            columns = self._first[name] + np.arange(len(candidates))
             rows.append((_Row(columns, np.ones(len(columns)), 0.0), 1.0, 1.0))
         return rows
 
-    def _run(
-        self, objective: NDArray[np.float64], rows: list[tuple[_Row, float, float]], width: int
-    ) -> dict[str, int] | None:
+    def _run(self, objective: NDArray[np.float64], rows: list[tuple[_Row, float, float]]) -> Solution:
+        width = len(objective)
         row_of = np.repeat(np.arange(len(rows)), [len(row.columns) for row, _, _ in rows])
-        matrix = sparse.csr_array(
-            (
-                np.concatenate([row.values for row, _, _ in rows]),
-                (row_of, np.concatenate([row.columns for row, _, _ in rows])),
-            ),
-            shape=(len(rows), width),
-        )
+        columns = np.concatenate([row.columns for row, _, _ in rows])
+        values = np.concatenate([row.values for row, _, _ in rows])
+        matrix = sparse.csr_array((values, (row_of, columns)), shape=(len(rows), width))
         constants = np.array([row.constant for row, _, _ in rows])
         low = np.array([lo for _, lo, _ in rows]) - constants
         high = np.array([hi for _, _, hi in rows]) - constants
@@ -199,33 +213,28 @@ class Projector:
         upper = np.ones(width)
         upper[self._columns :] = np.inf
         result = milp(
-            objective,
+            objective * (_LARGEST / (np.abs(objective).max() or 1.0)),
             integrality=integrality,
             bounds=Bounds(0.0, upper),
             constraints=LinearConstraint(matrix, low, high),
-            options={"mip_rel_gap": 1e-4},
+            options={"mip_rel_gap": 0.0, "node_limit": _NODES, "time_limit": _SECONDS},
         )
         if result.x is None:
-            return None
-        return {
-            v.name: v.candidates[int(np.argmax(result.x[self._first[v.name] :][: len(v.candidates)]))]
-            for v in self._variables
+            return Solution(None, proven=result.status == _INFEASIBLE)
+        policy = {
+            name: candidates[int(np.argmax(result.x[self._first[name] :][: len(candidates)]))]
+            for name, candidates in self._candidates.items()
         }
+        return Solution(policy, proven=result.status == _OPTIMAL)
 
 
 def _scaled(row: _Row, size: float) -> _Row:
     return _Row(row.columns, row.values / size, row.constant / size)
 
 
-def _with_slack(row: _Row, width: int) -> _Row:
-    """The row minus the last column, which then bounds it from above."""
-    return _Row(np.append(row.columns, width - 1), np.append(row.values, -1.0), row.constant)
-
-
-def _last(width: int) -> NDArray[np.float64]:
-    objective = np.zeros(width)
-    objective[-1] = 1.0
-    return objective
+def _with_slack(row: _Row, column: int) -> _Row:
+    """The row minus a column, which then bounds it from above."""
+    return _Row(np.append(row.columns, column), np.append(row.values, -1.0), row.constant)
 
 
 def separated(names: tuple[str, ...], table: NDArray[np.float64]) -> list[Table]:

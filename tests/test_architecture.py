@@ -19,9 +19,9 @@ FLOORS = (
     ("graph", "trace", "fusion", "fx_nodes", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
      "layer_shape", "schedule", "contraction", "size_constraints"),
     ("quantizers", "supernet", "operators", "policy", "pareto", "front", "feasibility", "judgement", "projector",
-     "lagrangian", "interchange", "quantizer_recipe", "training", "evaluation", "requantization", "record", "config",
-     "integer", "problem", "gate_training", "mixture_training", "methods", "distributed", "batch_statistics", "batches",
-     "compute", "compilation", "loss_scale"),
+     "planned_projector", "lagrangian", "interchange", "quantizer_recipe", "training", "evaluation", "requantization",
+     "record", "config", "integer", "problem", "gate_training", "mixture_training", "methods", "distributed",
+     "batch_statistics", "batches", "compute", "compilation", "loss_scale"),
     ("search", "stages", "solve", "ptq", "baselines", "relaxed", "joint", "api", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip

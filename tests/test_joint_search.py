@@ -95,7 +95,7 @@ def search(model, costs, targets, seed, candidates=(2, 4, 8), steps=STEPS, quant
     for index, limits in enumerate(targets):
         p = net.gates.probabilities(net.gates.cumulative(index)).detach()
         expectations.append({cost: float(value) for cost, value in tables.expected(p).items()})
-        policy = Projector(tables).most_likely(net.gates.scores(index).numpy(), limits)
+        policy = Projector(tables).most_likely(net.gates.scores(index).numpy(), limits).policy
         policies.append((policy["weights/first"], policy["weights/second"]))
     return policies, net, expectations
 

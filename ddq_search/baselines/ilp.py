@@ -26,7 +26,7 @@ def least_sensitive(
 ) -> dict[str, int] | None:
     """Returns the policy of least summed sensitivity ``[V, C]`` within the limits, or None when none keeps them.
 
-    The sum is least up to the relative gap of the solver (1e-4). ``excluded`` policies are not returned again.
+    The sum is least, unless the solver was stopped (`projector`). ``excluded`` policies are not returned again.
     """
     scale = float(np.abs(sensitivities).max()) or 1.0  # the solver's tolerances are absolute
     return pricing.most_likely(-sensitivities / scale, limits, excluded)
