@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from ddq_search.compute import Compute
 from ddq_search.errors import RunError
+from ddq_search.loss_scale import LossScale
+from ddq_search.quantizers.dq import DqWeights
 from ddq_search.record import RunDirectory
 from ddq_search.training import SCHEDULES, Phase, Silent, constant, cosine, moving_average, run_phase, step
 from tests.toys import ToySource
@@ -157,6 +160,32 @@ def test_progress_sees_every_step(tmp_path):
     run(phase_of(network()), tmp_path, progress)
     assert progress.begun == [("float", 9, 0)]
     assert [facts["epoch"] for facts in progress.facts] == ["1/3"] * 3 + ["2/3"] * 3 + ["3/3"] * 3
+
+
+@pytest.mark.parametrize("scale", [None, LossScale(2.0**10)])
+def test_quantizers_limit_whole_gradients_once_per_step(tmp_path, scale):
+    """Two batches a step, ∂L/∂q_max of ± 1 each, limited to ± 0.25: their means are 0, 0.05 and 1."""
+    quantizer = DqWeights((2, 4, 8), 1)
+    quantizer.range.set_start(torch.tensor(0.25), torch.tensor(1.75))
+    quantizer.inferring = True
+    moved = []
+
+    def loss(x, y, number):
+        moved.append(quantizer.range.log_largest.item() - math.log(1.75))
+        value = quantizer.fake_quantize(torch.tensor([[50.0]])).sum()  # ∂q/∂q_max is 1
+        return value * (1.0, -1.0, 1.0, -0.9, 1.0, 1.0)[number], {}
+
+    phase = Phase(
+        "float", "float", quantizer, [(torch.optim.SGD(quantizer.parameters()), 0.1)], loss, 1, lambda f: 1.0,
+        accumulate=2, loss_scale=scale,
+    )  # fmt: skip
+    run_phase(
+        phase, ToySource(batches=6), RunDirectory(tmp_path, "f"), seed=3, batch_size=8, compute=Compute(),
+        progress=Silent(),
+    )  # fmt: skip
+    moved.append(quantizer.range.log_largest.item() - math.log(1.75))
+    steps = torch.tensor(moved[::2]).diff()
+    assert steps.tolist() == pytest.approx([0, -0.1 * 0.05 / 1.75, -0.1 * 0.25 / 1.75], rel=5e-3, abs=1e-6)
 
 
 def test_only_the_first_optimizers_gradients_are_clipped(tmp_path):

@@ -19,6 +19,7 @@ from ddq_search.quantizers.relaxations import Softmax
 from ddq_search.record import RunDirectory
 from ddq_search.search import search
 from ddq_search.supernet import Supernet
+from ddq_search.task import Classification
 from ddq_search.training import Phase, Silent, run_phase
 from hardware_models.model import cost_model
 from tests.networks import Residual
@@ -53,14 +54,14 @@ class Notes(Silent):
         self.notes.append(text)
 
 
-def searched(path, changes, progress=None):
+def searched(path, changes, progress=None, task=None):
     torch.manual_seed(5)
     device = cost_model("cortex-a53-rpi3-lowbit-neon")
-    problem = pose(Residual(), ToySource(), device, load_config(None, SETTINGS | changes))
+    problem = pose(Residual(), ToySource(), device, load_config(None, SETTINGS | changes), task)
     return search(problem, RunDirectory(path), progress)
 
 
-# -- loss scales (fp16) -----------------------------------------------------------------------------------------------
+# -- number formats -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -80,6 +81,26 @@ def test_a_loss_scale_of_a_power_of_two_changes_no_bit(monkeypatch, tmp_path, na
     wanted, found = checkpoints(tmp_path / "plain"), checkpoints(tmp_path / "scaled")
     assert {key for key in found if not key.endswith("extra.loss_scale")} == set(wanted)
     assert [key for key, value in wanted.items() if not torch.equal(found[key], value)] == []
+
+
+def test_losses_are_float32_where_the_network_is_not(tmp_path):
+    seen = []
+
+    class Watched(Classification):
+        def loss(self, output, target):
+            seen.append(output.dtype)
+            return super().loss(output, target)
+
+        def distance(self, output, reference):
+            seen.extend((output.dtype, reference.dtype))
+            return super().distance(output, reference)
+
+    searched(tmp_path / "bf16", {"training.precision": "bf16"}, task=Watched())
+    assert set(seen) == {torch.float32}
+    searched(tmp_path / "float32", {})
+    half, full = (RunDirectory(tmp_path / name).history()[0]["train_loss"] for name in ("bf16", "float32"))
+    assert half == pytest.approx(full, rel=0.05)
+    assert half != full
 
 
 def test_a_step_that_overflows_leaves_no_pull_behind(tmp_path):
