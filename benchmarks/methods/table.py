@@ -80,9 +80,9 @@ PAIRS = [
 class SharedBaseline(Stages):
     """Stages whose float baseline was trained once for all rows of a seed."""
 
-    baseline: tuple[Supernet, Measure]
+    baseline: tuple[Supernet, int]
 
-    def train_baseline(self, teacher: Supernet) -> tuple[Supernet, Measure]:
+    def train_baseline(self, teacher: Supernet) -> tuple[Supernet, int]:
         """Returns it."""
         return self.baseline
 
@@ -132,7 +132,7 @@ def _config(arguments: argparse.Namespace, row: list[str], seed: int) -> RunConf
 
 def _cell(arguments: argparse.Namespace, keep: Path, row: str, seed: int) -> dict[str, Any]:
     problem = assembly.assemble(_config(arguments, ROWS[row], seed))
-    teacher, baseline, tested = _float(arguments, keep, seed)
+    teacher, baseline, validated, tested = _float(arguments, keep, seed)
     folder = keep / f"run-{row.replace(' ', '_').replace('/', '-')}-{seed}"
     stages = _stages(SharedBaseline, problem, folder)
     stages.baseline = baseline
@@ -147,7 +147,7 @@ def _cell(arguments: argparse.Namespace, keep: Path, row: str, seed: int) -> dic
     return {
         "row": row, "seed": seed, "seconds": round(seconds, 1),
         "val": point.validation.score, "val_loss": point.validation.loss, "test": point.test.score,
-        "float_val": baseline[1].score, "float_test": tested.score,
+        "float_val": validated.score, "float_test": tested.score,
         **_mean_bits(problem, point.policy), "policy": dict(point.policy.bits),
     }  # fmt: skip
 
@@ -182,12 +182,16 @@ def _kind(layer: Operation) -> str:
     return "pointwise" if layer.attributes["kernel_size"] == (1, 1) else "convolution"
 
 
-def _float(arguments: argparse.Namespace, keep: Path, seed: int) -> tuple[Supernet, tuple[Supernet, Measure], Measure]:
+def _float(
+    arguments: argparse.Namespace, keep: Path, seed: int
+) -> tuple[Supernet, tuple[Supernet, int], Measure, Measure]:
+    """The float model, its baseline and that one's epochs, and the baseline's validation and test figures."""
     problem = assembly.assemble(_config(arguments, ROWS["lsq 8/8"], seed))
     stages = _stages(Stages, problem, keep / f"float-{seed}")
     teacher = stages.train_float()
-    net, validation = stages.train_baseline(teacher)
-    return teacher, (net, validation), measure_as_is(problem, net, "test")
+    net, epochs = stages.train_baseline(teacher)
+    figures = [measure_as_is(problem, net, split) for split in ("validation", "test")]
+    return teacher, (net, epochs), figures[0], figures[1]
 
 
 def _stages(kind: type[Stages], problem: Problem, folder: Path) -> Any:
