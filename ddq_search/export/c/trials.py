@@ -195,6 +195,8 @@ class Runner:
             f"ddq_kernel *const ddq_trial_kernels[] = {{{', '.join(names)}}};\n",
             encoding="utf-8",
         )
+        self._points = any(kernel.points for kernel in kernels)
+        flags = (*flags, "-DDDQ_TRIAL_POINTS") if self._points else flags
         sources = [RUNTIME / name for name in dict.fromkeys(kernel.source for kernel in kernels)]
         self.elf = build(target, [*sources, BOARDS / "kernel_trial.c", table], directory / "kernel_trial.elf", flags)
         self._plugin = counting_plugin(target, self.elf, directory) if count else None
@@ -233,14 +235,15 @@ class Runner:
         x = pack_rows(layer.x.reshape(1, -1), trial.input_bits)
         scratch = kernel.scratch_bytes(shape, trial.weight_bits, trial.input_bits)
         header = (
-            self._index[kernel.name], len(stored), len(codebook), len(point), len(x), _output_bytes(trial), scratch,
+            self._index[kernel.name], len(stored), len(codebook), len(x), _output_bytes(trial), scratch,
             *shape.input, *shape.output, shape.groups, *shape.kernel, *shape.stride, *shape.padding, *shape.dilation,
             trial.weight_bits, trial.input_bits, trial.output_bits, layer.in_zero, layer.out_zero, layer.low,
             layer.high, int(trial.rounding == "double"),
         )  # fmt: skip
         arrays = (bias.astype("<i4"), layer.multiplier.astype("<i4"), layer.shift.astype("i1"))
         parts = (stored, *(array.tobytes() for array in arrays), codebook, point, ratio, x)
-        return struct.pack(f"<{len(header)}i", *header) + b"".join(parts)
+        numbers = [*header, len(point)] if self._points else [*header]
+        return struct.pack(f"<{len(numbers)}i", *numbers) + b"".join(parts)
 
     def _check(self, layers: Sequence[Layer], results: bytes) -> None:
         start = 0

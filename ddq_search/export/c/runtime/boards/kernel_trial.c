@@ -1,9 +1,12 @@
 /* Runs kernels on layers from a file: kernel_trial CASES RESULTS
  *
  * CASES, native byte order: int32 count; then for every case the int32 values of `struct header`, the weights, bias,
- * multipliers, shifts, codebook, the weights and ratios of a further point, and the input. RESULTS: for every case the output, then one byte: 0, or which buffer was
+ * multipliers, shifts, codebook and input. RESULTS: for every case the output, then one byte: 0, or which buffer was
  * written past its end ('s' scratch, 'y' output). Every buffer has exactly the size the description states, so that an
  * address sanitizer sees each byte too far; DDQ_TRIAL_GUARD more bytes are checked where there is none.
+ *
+ * With DDQ_TRIAL_POINTS, cases also hold the weights and ratios of a further point, after the codebook. Apart, because
+ * what is counted around a call depends on everything else in the function.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,9 +21,12 @@
 enum { POISON = 0xA5 };
 
 struct header {
-    int32_t kernel, weight_bytes, codebook_bytes, point_bytes, input_bytes, output_bytes, scratch_bytes;
+    int32_t kernel, weight_bytes, codebook_bytes, input_bytes, output_bytes, scratch_bytes;
     int32_t in_h, in_w, in_c, out_h, out_w, out_c, groups, kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
     int32_t dilation_h, dilation_w, w_bits, in_bits, out_bits, in_zero, out_zero, low, high, rounding;
+#ifdef DDQ_TRIAL_POINTS
+    int32_t point_bytes;
+#endif
 };
 
 extern ddq_kernel *const ddq_trial_kernels[];
@@ -75,14 +81,18 @@ static void run_case(FILE *cases, FILE *results) {
     void *const multiplier = read_block(cases, (size_t)h.out_c * 4);
     void *const shift = read_block(cases, (size_t)h.out_c);
     void *const codebook = read_block(cases, (size_t)h.codebook_bytes);
+#ifdef DDQ_TRIAL_POINTS
     void *const point_weights = read_block(cases, (size_t)h.point_bytes);
     void *const ratio = read_block(cases, h.point_bytes ? (size_t)h.out_c * 2 : 0);
-    void *const x = read_block(cases, (size_t)h.input_bytes);
     const ddq_point point = {.weights = point_weights, .ratio = ratio, .w_bits = (uint8_t)h.w_bits};
+#endif
+    void *const x = read_block(cases, (size_t)h.input_bytes);
     const ddq_layer layer = {
         .weights = weights, .bias = bias, .multiplier = multiplier, .shift = shift,
         .codebook = h.codebook_bytes ? codebook : NULL,
+#ifdef DDQ_TRIAL_POINTS
         .points = h.point_bytes ? &point : NULL, .point_count = h.point_bytes ? 1 : 0,
+#endif
         .in_h = (uint16_t)h.in_h, .in_w = (uint16_t)h.in_w, .in_c = (uint16_t)h.in_c,
         .out_h = (uint16_t)h.out_h, .out_w = (uint16_t)h.out_w, .out_c = (uint16_t)h.out_c,
         .groups = (uint16_t)h.groups, .kernel_h = (uint8_t)h.kernel_h, .kernel_w = (uint8_t)h.kernel_w,
@@ -103,9 +113,13 @@ static void run_case(FILE *cases, FILE *results) {
     const char verdict = intact(scratch + h.scratch_bytes) ? intact(y + h.output_bytes) ? 0 : 'y' : 's';
     if (fwrite(y, 1, (size_t)h.output_bytes, results) != (size_t)h.output_bytes || fwrite(&verdict, 1, 1, results) != 1)
         fail("cannot write the results");
-    void *const blocks[] = {weights, bias, multiplier, shift, codebook, point_weights, ratio, x, y_block, scratch_block};
+    void *const blocks[] = {weights, bias, multiplier, shift, codebook, x, y_block, scratch_block};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         free(blocks[i]);
+#ifdef DDQ_TRIAL_POINTS
+    free(point_weights);
+    free(ratio);
+#endif
 }
 
 int main(int argc, char **argv) {
