@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddq_search.discrete import Point
+from ddq_search.distributed import current
 from ddq_search.precision import FLOAT_BITS, ActivationGrid
 
 
@@ -111,6 +112,15 @@ class Quantizer(nn.Module, ABC):
         """Ends a search in which the quantizer followed parameters of its own; nothing to do where it has none."""
         self.inferring = False
 
+    @property
+    def own_correction(self) -> float:
+        """``correction`` as this process applies it, whose gradients are added to those of the others.
+
+        Samples that all processes compute count as much as their loss, samples of one process count in full.
+        """
+        part = current()
+        return self.correction if part is None or part.parts > 1 else self.correction * part.weight
+
     def limit_gradients(self) -> None:
         """Called before each optimizer step, when gradients are whole: over all batches of the step and all processes.
 
@@ -134,6 +144,12 @@ class Quantizer(nn.Module, ABC):
 
 class WeightQuantizer(Quantizer):
     """A quantizer of weights. Classes are called with ``(candidates, rows)``."""
+
+    @property
+    def own_correction(self) -> float:
+        """As the base class says; every process has the weights."""
+        part = current()
+        return self.correction if part is None else self.correction * part.weight
 
     @abstractmethod
     def numbers(self, weight: Tensor, choice: int) -> WeightNumbers:

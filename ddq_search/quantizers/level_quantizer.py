@@ -160,7 +160,7 @@ class LevelQuantizer(Quantizer):
             directions = self._directions(fine, self.candidates[choice])
         window = self._window(table, fine)
         as_step = self.scale_gradient == "step"
-        return Backward(tuple(others), choice, as_step, window, fine, directions, part, self.correction)
+        return Backward(tuple(others), choice, as_step, window, fine, directions, part, self.own_correction)
 
     def _directions(self, fine: Tensor, opened: int) -> Tensor:
         constant_z = self.gate_gradient == "constant_z"

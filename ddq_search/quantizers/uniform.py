@@ -70,7 +70,7 @@ class UniformQuantizer(Quantizer):
         if self.grids[choice] is None and cumulative is None:
             return x
         statistic = self.statistic(x)
-        estimate = Estimate(self.gradient_share, self.correction, self.overwrites_input, self.overwrites_gradient)
+        estimate = Estimate(self.gradient_share, self.own_correction, self.overwrites_input, self.overwrites_gradient)
         return quantize_with_gates(x, self.log_steps, statistic, cumulative, tuple(self.grids), choice, estimate)
 
     def traced(self, x: Tensor, choice: Tensor, cumulative: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from ddq_search.config import load_config
 from ddq_search.problem import pose
+from ddq_search.quantizers.registry import families
 from ddq_search.record import RunDirectory
 from ddq_search.search import search
 from hardware_models.model import cost_model
@@ -14,6 +15,7 @@ from tests.networks import Residual
 from tests.two_processes import Uneven, assert_same_runs, double, in_two
 
 pytestmark = pytest.mark.timeout(900)
+families()  # what their modules compute when they are first imported is float32 everywhere
 
 SETTINGS = {
     "training.float_epochs": 1, "training.joint_epochs": 2, "training.finetune_epochs": 1, "training.norm_batches": 2,
@@ -38,6 +40,7 @@ SLOW_WAYS = {
     "greedy": {"search.method": "greedy"},
     "averaged": {"search.weight_quantizers": ["averaged"]},
     "learned": {"search.weight_quantizers": ["learned"], "space.weight_bits": [2, 4], "quantizers.correction": 0.1},
+    "corrected": {"quantizers.correction": 0.1},
     "lsq-plus": {"search.weight_quantizers": ["lsq-plus"], "search.activation_quantizers": ["lsq-plus"]},
     "dq-u1": {"search.method": "dq", "search.weight_quantizers": ["dq-u1"], "search.activation_quantizers": ["dq-u1"]},
     "moving average": {"training.ema_decay": 0.5},
