@@ -45,7 +45,7 @@ def aims(pricing: Pricing, budgets: Mapping[str, float], points: int, relaxed: i
         assert least is not None, "feasibility was checked before"
         low = pricing.price(least)[axis]
         high = budgets.get(axis) or _highest(pricing, axis, low)
-        for share in np.linspace(0, 1, number) if number > 1 else [1.0]:
+        for share in np.linspace(0, 1, number) if number > 1 else [1.0] * number:
             limit = min(high, max(low * _MARGIN, low + share * (high - low)))
             result.append(Aim({**budgets, axis: limit}, "search"))
     for axis, number in _deal(list(budgets), relaxed).items():

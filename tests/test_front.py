@@ -33,6 +33,12 @@ def test_aims_tighten_one_budget_and_keep_the_others(seed):
         assert pricing.cheapest(LATENCY, aim.limits) is not None
 
 
+def test_one_point_is_one_aim_whatever_the_number_of_budgets():
+    pricing = random_pricing()
+    budgets = {LATENCY: 1.02 * pricing.reference[LATENCY], FLASH: 1.05 * pricing.reference[FLASH]}
+    assert [aim.limits for aim in aims(pricing, budgets, 1, 0)] == [budgets]
+
+
 def test_relaxed_aims_lie_between_budget_and_uniform_eight_bits():
     pricing = opposed()
     budget = 0.7 * pricing.reference[FLASH]
