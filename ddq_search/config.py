@@ -98,7 +98,8 @@ class SpaceConfig(_Section):
 class TrainingConfig(_Section):
     """Epochs, learning rates and what else training needs.
 
-    ``float_epochs = 0`` starts from the given weights as they are. ``accumulate`` batches share an optimizer step.
+    ``float_epochs = 0`` starts from the given weights as they are. ``optimizer`` trains the network's own weights:
+    ``sgd`` has Nesterov's momentum. ``accumulate`` batches share an optimizer step.
     ``ema_decay`` > 0 lets the float model, the baseline and every fine-tuned policy end as the moving average of their
     weights. ``distillation`` is the share of the loss that is the distance to the float model's output, estimated on
     ``distilled_share`` of each batch (on all of it where there is no other loss).
@@ -110,6 +111,7 @@ class TrainingConfig(_Section):
     joint_epochs: Positive = 40
     finetune_epochs: Annotated[int, Field(ge=0)] = 2
     batch_size: Positive = 64
+    optimizer: Literal["sgd", "adam"] = "sgd"
     float_rate: Rate = 0.1
     joint_rate: Rate = 0.03
     finetune_rate: Rate = 0.005
@@ -251,6 +253,8 @@ class RunConfig(_Section):
         for key, default in _YOUNGER.items():
             if document["search"][key] == default:
                 del document["search"][key]
+        if self.training.optimizer == "sgd":
+            del document["training"]["optimizer"]
         if not self.quantizers.given():
             del document["quantizers"]
         return document

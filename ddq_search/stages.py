@@ -211,6 +211,8 @@ class Stages:
             {"params": decayed, "weight_decay": self.settings.weight_decay},
             {"params": free, "weight_decay": 0.0},
         ]
+        if self.settings.optimizer == "adam":
+            return torch.optim.Adam(groups)
         return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
 
     # -- phases and policies ------------------------------------------------------------------------------------
