@@ -82,6 +82,7 @@ class Problem:
         """Returns a fresh supernet of the model in main memory."""
         return Supernet(
             self.model, self.graph, self.space, sets=sets, input_grid=self.source.input_grid,
+            output_grid=getattr(self.source, "output_grid", None),
             gradient_share=self.config.search.gradient_share, gate_start=self.config.search.gate_start,
             quantizers=quantizers_of(self.config),
         )  # fmt: skip

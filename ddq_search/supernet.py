@@ -48,6 +48,7 @@ class Supernet(nn.Module):
         space: its search space.
         sets: number of gate sets, one per policy that is searched at the same time.
         input_grid: grid of the input tensor when its codes are known (raw pixels); calibrated otherwise.
+        output_grid: grid of the output tensor when its codes shall be pixels; calibrated and trained otherwise.
         gradient_share: see `ddq_search.quantizers.straight_through`.
         gate_start: initial value of every gate, in (−1, 1).
         quantizers: which quantizers its tensors get.
@@ -61,6 +62,7 @@ class Supernet(nn.Module):
         *,
         sets: int = 1,
         input_grid: ActivationGrid | None = None,
+        output_grid: ActivationGrid | None = None,
         gradient_share: float = 0.25,
         gate_start: float = 0.6,
         quantizers: Quantizers = UNIFORM,
@@ -81,8 +83,11 @@ class Supernet(nn.Module):
             quantizer.gradient_share = gradient_share
         self._allow_overwriting()
         self._exact_input = input_grid is not None
-        if input_grid is not None:
-            self._activation_quantizer("input").set_grid(input_grid.scale, input_grid.zero_point)
+        given = {"input": input_grid, self._operations[-1].name: output_grid}
+        self._given = {space.activations_of[name] for name, grid in given.items() if grid is not None}
+        for name, grid in given.items():
+            if grid is not None:
+                self._activation_quantizer(name).requires_grad_(False).set_grid(grid.scale, grid.zero_point)
         self.mode = "float"
         self._choose([0] * len(space.variables))
         self._cumulative: tuple[Tensor, ...] | None = None
@@ -343,9 +348,7 @@ class Supernet(nn.Module):
         for name, quantizer in zip(self._row, self.quantizers, strict=True):
             if isinstance(quantizer, WeightQuantizer):
                 quantizer.calibrate(self._weight(self.graph.nodes[self.space[name].members[0]]["operation"]))
-            elif isinstance(quantizer, ActivationQuantizer) and not (
-                self._exact_input and name == self.space.activations_of["input"]
-            ):
+            elif isinstance(quantizer, ActivationQuantizer) and name not in self._given:
                 quantizer.calibrate(observed[name])
 
     @torch.no_grad()

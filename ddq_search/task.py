@@ -23,7 +23,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class DataSource(Protocol):
-    """Batches of (input ``[N, ...]``, target), the same for the same arguments however often they are asked for."""
+    """Batches of (input ``[N, ...]``, target), the same for the same arguments however often they are asked for.
+
+    A source whose targets are raw pixels may have an ``output_grid`` besides: the grid of the network's output.
+    """
 
     @property
     def name(self) -> str:
@@ -114,27 +117,35 @@ BEST_PSNR_DB = 100.0
 """Ratio of an image without any error, whose own would be infinite."""
 
 
+KNEE = 1e-4
+"""Mean squared error, that of 40 dB, around which the loss of `SuperResolution` turns from linear to logarithmic."""
+
+
 @dataclass(frozen=True)
 class SuperResolution:
-    """Mean squared error and peak signal-to-noise ratio of images ``[N, C, H, W]`` with pixels in 0 … 1.
+    """Logarithmic loss and peak signal-to-noise ratio of images ``[N, C, H, W]`` with pixels in 0 … 1.
+
+    The loss of an image of mean squared error e is ``ln(1 + e / 10⁻⁴)``. Below 40 dB it follows PSNR, whose mean over
+    images is the metric, so neither images full of detail nor samples of few bits outweigh the others; above, gradients
+    fade where a logarithm's would grow. Ours.
 
     ``border`` pixels along every edge count nowhere: convolutions see padding there that a larger image would fill.
-    Losses are 100 times the error, about 0.1 to 1.
     """
 
     border: int = 0
     metric: str = "PSNR"
     direction: Literal["max", "min"] = "max"
     unit: str = "dB"
-    loss_name: str = "100 x mean squared error"
+    loss_name: str = "ln(1 + mean squared error / 0.0001)"
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """100 times the mean squared error."""
-        return 100.0 * F.mse_loss(self._inside(output), self._inside(target))
+        """``ln(1 + e / 10⁻⁴)`` of every image's mean squared error e, averaged."""
+        squared = (self._inside(output) - self._inside(target)).square().flatten(1).mean(1)
+        return (squared / KNEE).log1p().mean()
 
     def distance(self, output: Tensor, reference: Tensor) -> Tensor:
-        """100 times the mean squared difference to the reference's images."""
-        return 100.0 * F.mse_loss(self._inside(output), self._inside(reference))
+        """The same of the difference to the reference's images, cut to 0 … 1 as quantized outputs are."""
+        return self.loss(output, reference.clamp(0, 1))
 
     def score(self, output: Tensor, target: Tensor) -> Tensor:
         """``-10 log10`` of every image's mean squared error over pixels and channels, in dB, outputs cut to 0 … 1."""

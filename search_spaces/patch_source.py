@@ -20,12 +20,14 @@ from search_spaces.patches import PatchSplits
 
 INPUT_GRID = ActivationGrid(1 / 255, 0, 8)
 """A network that enlarges images sees and gives pixels in 0 … 1: what it must add to them is little."""
+OUTPUT_GRID = INPUT_GRID
+"""Codes of the output are pixels, cut to 0 … 255."""
 
 
 class PatchSource:
     """Batches of patches ``[B, C, H/r, W/r]`` and their originals ``[B, C, H, W]``, both in 0 … 1.
 
-    The input codes are the raw pixels of the low resolution.
+    The input codes are the raw pixels of the low resolution, the output codes those of the high one.
     """
 
     def __init__(self, name: str, splits: PatchSplits) -> None:
@@ -33,6 +35,7 @@ class PatchSource:
         self.splits = splits
         self.input_shape: tuple[int, ...] = tuple(splits.train.low.shape[1:])
         self.input_grid: ActivationGrid | None = INPUT_GRID
+        self.output_grid: ActivationGrid | None = OUTPUT_GRID
 
     @property
     def fingerprint(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,11 @@ from ddq_search.cli.assembly import assemble, assemble_shape
 from ddq_search.cli.settings import read_config
 from ddq_search.config import load_config
 from ddq_search.errors import ConfigError
+from ddq_search.policy import uniform
+from ddq_search.record import RunDirectory
+from ddq_search.stages import Stages
 from ddq_search.task import BEST_PSNR_DB, SuperResolution, measure
+from ddq_search.training import Silent
 from search_spaces.models import UPSCALERS, build_model, build_upscaler, list_models
 from search_spaces.patch_source import INPUT_GRID, PatchSource, oriented
 from search_spaces.patches import PATCH, PatchSplits, absolute, is_patches, load_patches, shrink, split_columns
@@ -37,14 +43,39 @@ def test_psnr_by_hand() -> None:
     output[1, 0, 0, 0] -= 0.2
     found = SuperResolution().score(output, target)
     assert found.tolist() == pytest.approx([20.0, 20.0, BEST_PSNR_DB], abs=1e-5)
-    assert float(SuperResolution().loss(output, target)) == pytest.approx(100 * (0.01 + 0.01) / 3, rel=1e-5)
-    assert float(SuperResolution().distance(target, output)) == pytest.approx(100 * 0.02 / 3, rel=1e-5)
+    both = (2 * math.log(1 + 0.01 / 1e-4) + math.log(1)) / 3
+    assert float(SuperResolution().loss(output, target)) == pytest.approx(both, rel=1e-5)
+    assert float(SuperResolution().distance(target, output)) == pytest.approx(both, rel=1e-5)
+
+
+def test_the_loss_falls_with_psnr_below_40_db_and_its_gradient_fades_above() -> None:
+    """A tenth of the squared error is 10 dB or ln 10; at 60 dB gradients are a fifth of those at 40 dB, not ten times.
+
+    Of an image of P pixels that are all off by d, it is ``2 d / P / (d² + 10⁻⁴)`` per pixel.
+    """
+    task, target = SuperResolution(), torch.full((1, 1, 4, 4), 0.5)
+    losses = [float(task.loss(target + error, target)) for error in (0.4, 0.4 / math.sqrt(10))]
+    assert losses[0] - losses[1] == pytest.approx(math.log(10), abs=0.01)
+    for error in (0.1, 0.01, 0.001):
+        output = (target + error).requires_grad_()
+        (gradient,) = torch.autograd.grad(task.loss(output, target), output)
+        expected = 2 * error / 16 / (error**2 + 1e-4)
+        torch.testing.assert_close(gradient, torch.full_like(target, expected), rtol=1e-4, atol=0)
+    same = target.clone().requires_grad_()
+    assert torch.autograd.grad(task.loss(same, target), same)[0].abs().max() == 0
+
+
+def test_the_distance_is_to_the_reference_as_it_is_shown() -> None:
+    """A reference of 1.2 is white, and so is an output that cannot be more."""
+    white = torch.ones(1, 1, 2, 2)
+    assert float(SuperResolution().distance(white, 1.2 * white)) == 0
+    assert float(SuperResolution().distance(0.9 * white, 1.2 * white)) == pytest.approx(math.log(101), rel=1e-5)
 
 
 def test_outputs_are_cut_to_the_range_of_pixels() -> None:
     task, target = SuperResolution(), torch.tensor([[[[1.0, 0.0]]]])
     assert task.score(torch.tensor([[[[7.0, -3.0]]]]), target).item() == BEST_PSNR_DB
-    assert float(task.loss(torch.tensor([[[[2.0, 0.0]]]]), target)) == pytest.approx(50.0), "training still sees it"
+    assert float(task.loss(torch.tensor([[[[2.0, 0.0]]]]), target)) == pytest.approx(math.log(5001)), "training sees it"
 
 
 def test_the_border_does_not_count() -> None:
@@ -52,7 +83,7 @@ def test_the_border_does_not_count() -> None:
     output = torch.ones_like(target)
     output[:, :, 2:3, 2:4] = 0.1
     assert task.score(output, target).item() == pytest.approx(20.0, abs=1e-5)
-    assert float(task.loss(output, target)) == pytest.approx(1.0, rel=1e-5)
+    assert float(task.loss(output, target)) == pytest.approx(math.log(101), rel=1e-5)
 
 
 def test_scores_are_averaged_over_images() -> None:
@@ -185,15 +216,70 @@ def test_what_cannot_be_cut_is_explained(spec: str, said: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_untrained_networks_interpolate_bilinearly(channels: int, factor: int) -> None:
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_untrained_networks_interpolate_on_the_plane_of_value_and_slopes(channels: int, factor: int) -> None:
+    """Pixel + offset · slope along rows and columns, the slope being half the difference of the neighbours."""
     x = torch.rand(2, channels, 6, 7)
     model = build_upscaler("espcn", channels, factor, (6, 7)).eval()
     with torch.no_grad():
         found = model(x)
-    expected = F.interpolate(x, scale_factor=factor, mode="bilinear")
-    inside = (..., slice(factor, -factor), slice(factor, -factor))  # at the edge it sees padding
-    torch.testing.assert_close(found[inside], expected[inside])
+    offsets = (torch.arange(factor) + 0.5) / factor - 0.5
+    down = (x[:, :, 2:] - x[:, :, :-2])[..., 1:-1] / 2
+    right = (x[..., 2:] - x[..., :-2])[:, :, 1:-1] / 2
+    for (i, above), (j, left) in itertools.product(enumerate(offsets), repeat=2):
+        part = found[:, :, factor + i : -factor : factor, factor + j : -factor : factor]
+        torch.testing.assert_close(part, x[:, :, 1:-1, 1:-1] + above * down + left * right)
+
+
+def test_blocks_of_an_untrained_network_keep_their_means() -> None:
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        found = F.avg_pool2d(build_upscaler("espcn", 3, 2, (8, 8)).eval()(x), 2)
+    torch.testing.assert_close(found, x)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_untrained_networks_compute_the_same_at_any_weight_precision(factor: int) -> None:
+    """What the random filters find is not used yet; rows of one magnitude are on every grid."""
+    config = load_config(None, {"model.name": "espcn", "data.name": f"sample-images:{factor}", "data.limit": 16})
+    problem = assemble(config)
+    net = problem.supernet()
+    net.calibrate([torch.from_numpy(np.random.default_rng(0).random((8, *problem.source.input_shape), np.float32))])
+    x = torch.rand(2, *problem.source.input_shape)
+    outputs = []
+    for bits in (2, 4, 8):
+        net.set_policy(uniform(problem.space, bits, 8))
+        with torch.no_grad():
+            outputs.append(net(x))
+    torch.testing.assert_close(outputs[0], outputs[2], atol=1.01 / 255, rtol=0)
+    torch.testing.assert_close(outputs[1], outputs[2], atol=1.01 / 255, rtol=0)
+    assert (outputs[0] - outputs[2]).abs().mean() < 0.1 / 255
+
+
+def test_output_codes_are_pixels_and_stay_so() -> None:
+    """Through calibration, training and lowering, for families of every kind."""
+    for families in (
+        {},
+        {"search.activation_quantizers": ["pact"]},
+        {"search.method": "dqss"},
+        {"search.method": "dq"},
+    ):
+        config = load_config(None, {"model.name": "espcn", "data.name": "sample-images", "data.limit": 16} | families)
+        problem = assemble(config)
+        net = problem.supernet()
+        batches = [x for x, _ in problem.source.train(seed=0, epoch=0, batch_size=16)]
+        net.calibrate(batches)
+        net.set_policy(uniform(problem.space, 8, 8))
+        optimizer = torch.optim.Adam(net.quantizers.parameters(), 0.1)
+        (net(batches[0]) - 0.3).square().sum().backward()
+        optimizer.step()
+        codes = net(batches[0]).detach() * 255
+        torch.testing.assert_close(codes, codes.round(), atol=2e-4, rtol=0)
+        assert codes.min() >= 0
+        assert codes.max() <= 255.001
+        network = net.discretize(uniform(problem.space, 8, 8))
+        grid = network.grids["output"]
+        assert (grid.scale, grid.zero_point, grid.bits) == (pytest.approx(1 / 255), 0, 8), families
 
 
 def test_size_of_espcn() -> None:
@@ -239,6 +325,25 @@ def test_the_data_choose_task_and_settings_unless_the_user_does(tmp_path: Path) 
     assert read_config(tmp_path / "config.toml", {}, None, None) == config, "a stored run keeps its settings"
     digits = read_config(None, {"data.name": "digits"}, None, None)
     assert digits.training == load_config(None, {}).training
+
+
+def test_adam_trains_the_weights(tmp_path: Path) -> None:
+    """Its first step is the rate, whatever the gradient."""
+    problem = assemble(
+        read_config(None, {"data.name": "sample-images", "data.limit": 16, "model.name": "espcn"}, [], [])
+    )
+    stages = Stages(problem, RunDirectory(tmp_path), Silent())
+    net = problem.supernet()
+    before = net.model.conv3.weight.detach().clone()
+    optimizer = stages.weight_optimizer(net)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    x, y = next(problem.source.train(seed=0, epoch=0, batch_size=16))
+    stages.task_loss(net(x), x, y, None).backward()
+    optimizer.step()
+    moved = (net.model.conv3.weight.detach() - before).abs()
+    assert moved.median().item() == pytest.approx(0.01, rel=1e-3)
+    assert moved.max().item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_relative_folders_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

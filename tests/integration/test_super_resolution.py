@@ -17,10 +17,12 @@ from ddq_search.problem import evaluate_policy
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SETTINGS = {
-    "training.float_epochs": 6, "training.joint_epochs": 4, "training.finetune_epochs": 1, "training.norm_batches": 2,
+    "training.float_epochs": 30, "training.joint_epochs": 4, "training.finetune_epochs": 1, "training.norm_batches": 2,
     "training.calibration_batches": 2, "training.threads": 1, "search.points": 4, "search.relaxed_points": 1,
-    "search.front_points": 2, "search.uniform": "[[8, 8], [4, 4]]", "data.limit": 192,
+    "search.front_points": 2, "search.uniform": "[[8, 8], [4, 4]]",
 }  # fmt: skip
+BICUBIC_DB = 33.04
+"""What bicubic interpolation, in floating point, reaches on the test patches."""
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,27 @@ def test_the_front_is_told_in_decibels(finished: tuple[Path, str]) -> None:
     assert " dB" in said
     assert not [word for word in ("accuracy", "top-1", "classes") if word in said]
     scores = {point["name"]: point["val_score"] for point in front["points"]}
-    assert scores["w8a8"] == pytest.approx(front["float"]["val_score"], abs=1.0), "8 bits are nearly float"
-    assert front["float"]["test_score"] > 32.24, "bilinear interpolation, where the network starts"
+    exact = [p for p in front["points"] if {*p["weights"].values(), *p["activations"].values()} == {8}]
+    assert [p["val_score"] for p in exact] == [pytest.approx(front["float"]["val_score"], abs=0.6)], "nearly float"
+    assert front["float"]["test_score"] > BICUBIC_DB + 0.4
+    best = next(point for point in front["points"] if point["name"] == front["best"])
+    assert best["test_score"] > BICUBIC_DB + 0.05
     allowed = [point["val_score"] for point in front["points"] if point["within_budgets"]]
     assert scores[front["best"]] == max(allowed)
     problem, record = open_run(path)
     policy, net, _ = open_policy(problem, record, "best")
     assert evaluate_policy(problem, net, policy, "validation").score == pytest.approx(scores[front["best"]], abs=1e-9)
+
+
+def test_dearer_points_are_not_worse(finished: tuple[Path, str]) -> None:
+    """Up to a tenth of a decibel, which fine-tuning may lose."""
+    front = json.loads((finished[0] / "front.json").read_text())
+    searched = sorted((p["latency_s"], p["val_score"]) for p in front["points"] if p["on_front"])
+    scores = [score for _, score in searched]
+    assert len(scores) >= 3
+    assert all(score > max(scores[:i]) - 0.1 for i, score in enumerate(scores[1:], 1))
+    assert scores[-1] - scores[0] > 0.5, "bits matter"
+    assert scores[0] > 38.2, "repeating pixels gives 37.78"
 
 
 def test_the_report_speaks_of_psnr(finished: tuple[Path, str]) -> None:
@@ -71,6 +87,7 @@ def test_exports_are_bit_exact(finished: tuple[Path, str], capsys: pytest.Captur
     result = json.loads((folder / "verification.json").read_text())
     assert result["passed"]
     assert result["onnx"]["passed"]
+    assert result["tflite"]["passed"]
     if "c" in formats.split(","):
         assert result["c"]["passed"]
         assert "the image enlarged" in (folder / "c" / "model.h").read_text()
