@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -106,15 +107,40 @@ def test_all_sets_at_once_are_the_sets_one_by_one():
 
 @settings(max_examples=30, deadline=None)
 @given(candidates=st.lists(st.integers(1, 5), min_size=1, max_size=5), seed=st.integers(0, 1000))
-def test_scores_read_every_gate_by_itself(candidates, seed):
+def test_scores_are_of_the_likeliest_pattern_that_reads_as_a_candidate(candidates, seed):
+    """All patterns of all gates by brute force: each reads as the candidate of its first closed gate."""
     gates = random_gates(candidates, seed=seed)
     scores = gates.scores(0)
     opened = ((gates.own[0] + 1) / 2).detach().double()
     for row, count in enumerate(candidates):
-        for k in range(count):
-            expected = opened[row, :k].log().sum() + (1 - opened[row, k : count - 1]).log().sum()
-            assert float(scores[row, k]) == pytest.approx(float(expected), abs=1e-5)
-        assert bool((scores[row, count:] <= scores[row, :count].max() + 1e-9).all() or count == 1)
+        best = [-math.inf] * count
+        for pattern in itertools.product((True, False), repeat=count - 1):
+            likelihood = sum(
+                math.log(p if is_open else 1 - p) for p, is_open in zip(opened[row], pattern, strict=False)
+            )
+            read = next((k for k, is_open in enumerate(pattern) if not is_open), count - 1)
+            best[read] = max(best[read], likelihood)
+        assert scores[row, :count].tolist() == pytest.approx(best, abs=1e-5)
+        assert bool((scores[row, count:] <= scores[row, :count].max() + 1e-9).all())
+
+
+@settings(max_examples=50, deadline=None)
+@given(candidates=st.lists(st.integers(1, 5), min_size=1, max_size=6), seed=st.integers(0, 1000))
+def test_the_best_score_is_that_of_the_thresholded_gates(candidates, seed):
+    gates = random_gates(candidates, seed=seed)
+    found = [scores[:count].argmax().item() for scores, count in zip(gates.scores(0), candidates, strict=True)]
+    assert found == thresholded(gates.cumulative(0))
+
+
+def test_gates_that_nothing_trained_do_not_decide():
+    """4 bits of 2 … 8: the gate to 5 is closed, those beyond are where they started, open."""
+    gates = Gates([7], 1, start=0.6)
+    with torch.no_grad():
+        gates.own[0][0, :3] = torch.tensor([0.75, 0.32, -0.64])
+    opened = (gates.own[0][0].detach() + 1) / 2
+    assert gates.scores(0)[0].argmax() == 2
+    assert float(gates.scores(0)[0, 2]) == pytest.approx(math.log(0.875 * 0.66 * 0.82 * 0.8**3), abs=1e-6)
+    assert float(gates.scores(0)[0, 6]) == pytest.approx(float(opened.log().sum()), abs=1e-6)
 
 
 def test_start_is_near_the_widest_candidate():

@@ -73,11 +73,10 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def scores(self, index: int) -> Tensor:
-        """Returns the log-likelihood ``[V, C]`` float64 of every candidate's gate pattern: open up to it, closed above.
+        """Returns `pattern_scores` ``[V, C]`` of a set, in main memory.
 
-        Unlike the probabilities it reads each gate by itself, as the thresholded gate does: a middle candidate wins
-        where the gate below is more open than closed and the gate above is not. Absent candidates score 0. In main
-        memory.
+        Unlike the probabilities they read each gate by itself, as the thresholded gate does: a middle candidate wins
+        where the gate below is more open than closed and the gate above is not.
         """
         return pattern_scores((self.own[index].cpu() + 1) / 2, self.exists.cpu())
 
@@ -95,18 +94,23 @@ def thermometer(cumulative: Tensor) -> Tensor:
 
 
 def pattern_scores(opened: Tensor, exists: Tensor) -> Tensor:
-    """Returns the log-likelihood ``[V, C]`` float64 of every candidate's gate pattern, each gate read by itself.
+    """Returns the log-likelihood ``[V, C]`` float64 of the likeliest gate pattern that reads as each candidate.
+
+    Gates up to the candidate are open and the next one is closed; those beyond may be either, since nothing reads them,
+    and nothing trains them while the one below is closed. The best candidate is that of the thresholded gates. Absent
+    candidates score as the widest does.
 
     Args:
         opened: ``[V, C − 1]``, the probability that each gate is open.
         exists: ``[V, C − 1]``, which gates a variable has.
     """
     opened = opened.double().clamp(1e-6, 1 - 1e-6)
-    up = (opened.log() * exists).cumsum(1)
-    closed = (1 - opened).log() * exists
-    above = closed.flip(1).cumsum(1).flip(1)
-    zeros = torch.zeros_like(up[:, :1])
-    return torch.cat([zeros, up], 1) + torch.cat([above, zeros], 1)
+    is_open, is_closed = opened.log() * exists, (1 - opened).log() * exists
+    either = torch.maximum(is_open, is_closed)
+    zeros = torch.zeros_like(is_open[:, :1])
+    below = torch.cat([zeros, is_open.cumsum(1)], 1)
+    beyond = torch.cat([either.flip(1).cumsum(1).flip(1), zeros], 1)
+    return below + torch.cat([is_closed, zeros], 1) + torch.cat([beyond[:, 1:], zeros], 1)
 
 
 def choose(cumulative: Tensor, uniform: Tensor) -> list[int]:

@@ -144,7 +144,7 @@ class HardConcrete(Relaxation):
 
     @torch.no_grad()
     def scores(self) -> Tensor:
-        """As the base class says: log-likelihood of every pattern, each gate by itself."""
+        """As the base class says: the likeliest gate pattern of every candidate, each gate by itself."""
         return pattern_scores(self._not_closed(), self.exists[:, 1:])
 
     def _not_closed(self) -> Tensor:
