@@ -29,6 +29,12 @@ def status() -> str:
     )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_built() -> bool:
+    """Whether there are kernels at all."""
+    return _library() is not None
+
+
 def serves(x: Tensor) -> bool:
     """Whether the kernels can read this tensor: float32 on a CPU, dense and not empty."""
     return (

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ddq_search.distributed import leading
+from ddq_search.quantizers import fused
 from ddq_search.quantizers.straight_through import Grid
 
 
@@ -43,24 +44,59 @@ class TracedPasses(torch.autograd.Function):
         """Returns the gradients of the input, the steps and ``c``."""
         x, steps, limits, choice = ctx.saved_tensors
         size, factor = ctx.leading
+        serves = x.device.type == "cpu" and x.dtype == torch.float32 and fused.is_built()
+        gradients = _in_one_pass if serves else _in_torch
+        grad_x, change, dots = gradients(x, grad, steps, limits, choice, size, ctx.gated)
         own = _chosen(steps, choice, 0)
-        step, (low, high) = _aligned(own, x), _chosen(limits, choice, 1)
-        inside = (x > (low - 0.5) * step) & (x < (high + 0.5) * step)
-        grad_x = torch.where(inside, grad, 0.0)
-        part_x, part_grad, part_inside = x[:size], grad[:size], grad_x[:size]
-        change = part_grad * _on_grid(part_x, step, low, high) - part_inside * part_x
-        change = change.flatten(1).sum(1) if steps.ndim == 2 else change.sum()
-        change = torch.where(torch.isinf(high), 0.0, factor * change / own)
         chosen = torch.arange(len(steps), device=steps.device) == choice
-        grad_steps = torch.where(chosen.reshape(-1, *[1] * (steps.ndim - 1)), change, 0.0)
-        grad_cumulative = None
-        if ctx.gated:
-            values = [
-                (part_grad * _on_grid(part_x, _aligned(steps[k], x), limits[0, k], limits[1, k])).sum()
-                for k in range(len(steps))
-            ]
-            grad_cumulative = factor * torch.stack(values).diff()
-        return grad_x, grad_steps, grad_cumulative, None, None, None
+        grad_steps = torch.where(chosen.reshape(-1, *[1] * (steps.ndim - 1)), factor * change / own, 0.0)
+        return grad_x, grad_steps, factor * dots.diff() if ctx.gated else None, None, None, None
+
+
+@torch.library.custom_op("ddq_search::gradients_of_quantizing", mutates_args=(), tags=[torch.Tag.flexible_layout])
+def _in_one_pass(
+    x: Tensor, grad: Tensor, steps: Tensor, limits: Tensor, choice: Tensor, size: int, gated: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_in_torch` by the C kernel. Left to the compiler, masks of all tensors are written at the end of its forward."""
+    if not fused.dense(x):
+        x = x.contiguous()
+    if grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    ranges = list(zip(*limits.tolist(), strict=True))
+    grad_x, sums = fused.backward(
+        x, grad, steps, ranges, int(choice), leading=size * (x.numel() // len(x)), gated=gated, correction=0.0,
+        overwrite=False,
+    )  # fmt: skip
+    return grad_x, sums.change, sums.dots
+
+
+@_in_one_pass.register_fake
+def _(
+    x: Tensor, grad: Tensor, steps: Tensor, limits: Tensor, choice: Tensor, size: int, gated: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(steps[0]), steps.new_empty(len(steps))
+
+
+def _in_torch(
+    x: Tensor, grad: Tensor, steps: Tensor, limits: Tensor, choice: Tensor, size: int, gated: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradient of the input; that of the chosen candidate's log step; ``<grad, x_q(k)>``, if ``gated``.
+
+    The last two are sums over the first ``size`` entries.
+    """
+    own = _chosen(steps, choice, 0)
+    step, (low, high) = _aligned(own, x), _chosen(limits, choice, 1)
+    inside = (x > (low - 0.5) * step) & (x < (high + 0.5) * step)
+    grad_x = torch.where(inside, grad, 0.0)
+    part_x, part_grad, part_inside = x[:size], grad[:size], grad_x[:size]
+    change = part_grad * _on_grid(part_x, step, low, high) - part_inside * part_x
+    change = change.flatten(1).sum(1) if steps.ndim == 2 else change.sum()
+    change = torch.where(torch.isinf(high), 0.0, change)
+    candidates = range(len(steps) if gated else 0)
+    dots = [
+        (part_grad * _on_grid(part_x, _aligned(steps[k], x), limits[0, k], limits[1, k])).sum() for k in candidates
+    ]
+    return grad_x, change, torch.stack(dots) if gated else steps.new_zeros(len(steps))
 
 
 def _chosen(table: Tensor, choice: Tensor, dim: int) -> Tensor:
