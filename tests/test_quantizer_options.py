@@ -138,7 +138,7 @@ def test_a_correction_takes_uniform_quantizers_out_of_fused_mixtures_and_compile
         ({"window": "open"}, "'quantizers.window'.*'levels', 'half_step' or 'everywhere'.*got 'open'"),
         ({"correction": -1.0}, "'quantizers.correction'.*greater than or equal to 0"),
         ({"levels": "averaged"}, "unknown configuration key 'quantizers.levels'; known here: gate_gradient, nearest"),
-        ({"method": "dq", "weights": ["lsq"]}, "one family of weights .* not lsq; .*dq-u3, .*dq-p3"),
+        ({"method": "dq", "weights": ["lsq"]}, "one family of weights .* not lsq; .*dq-u3, .*dq-p3, dq-p1, dq-p2"),
         ({"method": "dq", "activations": ["dq-u1", "dq-u2"]}, "one family of activations .* not dq-u1, dq-u2; "),
     ],
 )  # fmt: skip

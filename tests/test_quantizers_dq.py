@@ -22,8 +22,16 @@ from ddq_search.quantizers.dq import (
     DqU2Weights,
     DqWeights,
 )
-from ddq_search.quantizers.dq_gradients import u3
-from ddq_search.quantizers.dq_power import DqP3Weights, SmallestAndLargest, bits_of_octaves
+from ddq_search.quantizers.dq_gradients import p1, p2, u3
+from ddq_search.quantizers.dq_power import (
+    BitsAndLargestPower,
+    BitsAndSmallestPower,
+    DqP1Weights,
+    DqP2Weights,
+    DqP3Weights,
+    SmallestAndLargest,
+    bits_of_octaves,
+)
 from ddq_search.quantizers.dq_range import BitsAndLargest, BitsAndStep, StepAndLargest, bits_of_levels
 from ddq_search.size_constraints import SizeLimits, SizeModel, expected_bits
 from ddq_search.space import build_space
@@ -33,7 +41,7 @@ from tests.networks import MODELS, sample_images
 from tests.toys import AnyDevice
 
 UNIFORM = (StepAndLargest, BitsAndStep, BitsAndLargest)
-WEIGHTS = (DqWeights, DqU1Weights, DqU2Weights, DqP3Weights)
+WEIGHTS = (DqWeights, DqU1Weights, DqU2Weights, DqP3Weights, DqP1Weights, DqP2Weights)
 
 
 def learned(range_class, signed, limits, step, largest):
@@ -106,18 +114,83 @@ def test_a_rounded_step_does_not_widen_the_codes():
     assert found.place(torch.tensor([100.0])).item() == 15 * 2**-4
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 40), st.floats(0.02, 50))
-def test_powers_of_two_stay_within_the_codebook(octaves, largest):
-    found = SmallestAndLargest(True, (2, 4))
+POWERS = (SmallestAndLargest, BitsAndSmallestPower, BitsAndLargestPower)
+
+
+def learned_powers(range_class, limits, octaves, largest):
+    """A range of powers of two with so many magnitudes up to a largest level; the bitwidth of P1 and P2 follows."""
+    found = range_class(True, limits)
+    smallest = largest * 2.0 ** (1 - octaves)
     with torch.no_grad():
-        found.log_largest.fill_(math.log(largest))
-        found.log_smallest.fill_(math.log(largest * 2.0 ** (1 - octaves)))
+        if range_class is SmallestAndLargest:
+            found.log_largest.fill_(math.log(largest))
+            found.log_smallest.fill_(math.log(smallest))
+        else:
+            found.learned_bits.fill_(math.log2(octaves) + 1)
+            found.log_other.fill_(math.log(smallest if range_class is BitsAndSmallestPower else largest))
     found.keep_within()
-    magnitudes = found.place(torch.linspace(-2, 2, 1001) * found.largest_level()).abs().unique()
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(POWERS), st.integers(1, 40), st.floats(0.02, 50), st.sampled_from([(2, 4), (2, 3), (3, 8)]))
+def test_powers_of_two_stay_within_the_codebook(range_class, octaves, largest, limits):
+    found = learned_powers(range_class, limits, octaves, largest)
+    magnitudes = found.place(torch.linspace(-2, 2, 1001) * found.largest_level()).detach().abs().unique()
     assert 2 <= len(magnitudes) <= found.octaves() <= 7
     assert {math.frexp(value)[0] for value in magnitudes.tolist()} == {0.5}
-    assert 2 <= found.inferred_bits() <= 4
+    assert float(magnitudes.max()) == found.largest_level()
+    assert limits[0] <= found.inferred_bits() <= min(limits[1], 4)
+    assert limits[0] - 1e-4 <= found.bits().item() <= min(limits[1], 4) + 1e-4
+
+
+@pytest.mark.parametrize(("range_class", "table"), [(BitsAndSmallestPower, p1), (BitsAndLargestPower, p2)])
+@pytest.mark.parametrize(("bits", "end"), [(2.0, 0.25), (2.8, 0.25), (3.3, 0.23)])
+def test_gradients_are_those_of_the_tables_at_the_rounded_bitwidth(range_class, table, bits, end):
+    found = range_class(True, (2, 8))
+    with torch.no_grad():
+        found.learned_bits.fill_(bits)
+        found.log_other.fill_(math.log(end))
+    x, grad = torch.randn(2, 400), torch.randn(2, 400)
+    whole, power = torch.tensor(float(round(bits)), requires_grad=True), torch.tensor(0.25, requires_grad=True)
+    expected = table(x, whole, power)
+    by_bits, by_end = torch.autograd.grad(expected, (whole, power), grad)
+    out = found.place(x)
+    out.backward(grad)
+    assert torch.equal(out, expected)
+    assert by_bits.item() != 0
+    assert found.learned_bits.grad.item() == pytest.approx(by_bits.item(), rel=1e-5)
+    assert found.log_other.grad.item() == pytest.approx(end * by_end.item(), rel=1e-4)
+
+
+def test_four_bits_of_powers_of_two_have_the_gradient_of_eight_octaves_at_the_ends_of_seven():
+    x = torch.tensor([[1e-4, -1e-4, 1e-4, 0.3, 50.0, -50.0, 50.0]])
+    for range_class, expected in (
+        (BitsAndSmallestPower, 8 * math.log(2) ** 2 * 4.0),
+        (BitsAndLargestPower, -8 * math.log(2) ** 2 / 16),
+    ):
+        found = learned_powers(range_class, (2, 8), 7, 4.0)
+        out = found.place(x)
+        assert out.detach().abs().unique().tolist() == [1 / 16, 0.25, 4]
+        out.sum().backward()
+        assert found.learned_bits.grad.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS[3:])
+@pytest.mark.parametrize(("candidates", "octaves"), [((2, 4, 8), 7), ((4, 8), 7), ((2, 3), 4)])
+def test_powers_of_two_start_below_the_largest_magnitude(weights, candidates, octaves):
+    """At four bits, or what the candidates allow; P3 then moves both ends."""
+    quantizer = weights(candidates, 1)
+    for _ in range(2):
+        quantizer.calibrate(torch.tensor([[0.3, -9.0]]))
+        smallest, largest = (end.item() for end in quantizer.range.smallest_and_largest())
+        assert largest == pytest.approx(8 if octaves == 7 or weights is not DqP3Weights else 4)
+        assert largest / smallest == 2 ** (octaves - 1)
+        quantizer.inferring = True
+        assert quantizer.inferred_bits() == candidates[-1] - 4 * (candidates[-1] == 8)
+        with torch.no_grad():
+            for parameter in quantizer.range.parameters():
+                parameter.add_(-0.7)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS[:3])
@@ -345,13 +418,15 @@ def test_bits_fall_to_what_a_penalty_allows():
     assert bits.detach().item() == pytest.approx(3, abs=0.2)
 
 
-@pytest.mark.parametrize("families", [(("dq-u3",), ("dq-u3",)), (("dq-u1",), ("dq-u2",)), (("dq-p3",), ("dq-u3",))])
+@pytest.mark.parametrize(
+    "families", [("dq-u3", "dq-u3"), ("dq-u1", "dq-u2"), ("dq-p3", "dq-u3"), ("dq-p1", "dq-u3"), ("dq-p2", "dq-u1")]
+)
 def test_a_network_infers_settles_and_computes_in_integers(families):
     """One step reaches weights and all ranges; what is settled computes what its integers compute."""
     model, images = MODELS["Residual"]().eval(), sample_images(8)
     graph = trace(model, images[:1])
     space = build_space(graph, AnyDevice())
-    net = Supernet(model, graph, space, quantizers=Quantizers(*families))
+    net = Supernet(model, graph, space, quantizers=Quantizers(*((name,) for name in families)))
     net.calibrate([images])
     net.train()
     net.set_policy({variable.name: variable.candidates[0] for variable in space.variables})

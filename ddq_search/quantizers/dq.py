@@ -21,7 +21,7 @@ from ddq_search.quantizers.clipped import QuantizeClipped
 from ddq_search.quantizers.contract import WeightQuantizer
 from ddq_search.quantizers.dq_gradients import instead_of, to_power_of_two
 from ddq_search.quantizers.dq_inference import InferringQuantizer, gated
-from ddq_search.quantizers.dq_power import DqP3Weights
+from ddq_search.quantizers.dq_power import DqP1Weights, DqP2Weights, DqP3Weights
 from ddq_search.quantizers.dq_range import SMALLEST, BitsAndLargest, BitsAndStep
 from ddq_search.quantizers.lsq import LsqActivations, LsqWeights
 from ddq_search.quantizers.registry import Family
@@ -167,12 +167,19 @@ FAMILIES = (
     ),
     Family("dq-u1", f"{_PAPER}: bitwidth and step learned", DqU1Weights, DqU1Activations, options=_OPTIONS),
     Family("dq-u2", f"{_PAPER}: bitwidth and largest level learned", DqU2Weights, DqU2Activations, options=_OPTIONS),
-    Family(
-        "dq-p3",
-        f"{_PAPER}: powers of two, smallest and largest level learned, bitwidth inferred; weights only (ours)",
-        DqP3Weights,
-        codebook=True,
-        options=("clips_gradients",),
-        exceptions={"error_falls_with_bits": "int8 holds seven octaves, so levels stay the same from 4 bits on"},
+    *(
+        Family(
+            name,
+            f"{_PAPER}: powers of two, {learned}; weights only (ours)",
+            weights,
+            codebook=True,
+            options=("clips_gradients",),
+            exceptions={"error_falls_with_bits": "int8 holds seven octaves, so levels stay the same from 4 bits on"},
+        )
+        for name, learned, weights in (
+            ("dq-p3", "smallest and largest level learned, bitwidth inferred", DqP3Weights),
+            ("dq-p1", "bitwidth and smallest level learned", DqP1Weights),
+            ("dq-p2", "bitwidth and largest level learned", DqP2Weights),
+        )
     ),
 )

@@ -1,7 +1,8 @@
 """DQ's power-of-two weights: ``± q_min, ± 2 q_min, … ± q_max``, without a zero, as int8 codebooks.
 
-While inferring (P3), smallest and largest level are learned; at a fixed precision the largest of every candidate is,
-gradients as in P2 at constant b. int8 holds seven octaves: from four bits on, the levels stay the same (ours).
+While inferring, two of bitwidth, smallest and largest level are learned (P1, P2, P3); at a fixed precision the largest
+of every candidate is, gradients as in P2 at constant b. int8 holds seven octaves: from four bits on, the levels stay
+the same (ours). The paper's four bits have eight: the gradient of b keeps their factor, at the ends that there are.
 
 Source: Uhlich et al., "Mixed Precision DNNs: All you need is a good parametrization", ICLR 2020 (arXiv 1905.11452).
 """
@@ -9,6 +10,7 @@ Source: Uhlich et al., "Mixed Precision DNNs: All you need is a good parametriza
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from ddq_search.precision import FLOAT_BITS
 from ddq_search.quantizers.contract import WeightNumbers, WeightQuantizer
 from ddq_search.quantizers.dq_gradients import instead_of, p3, to_power_of_two
 from ddq_search.quantizers.dq_inference import InferringQuantizer, gated
-from ddq_search.quantizers.dq_range import SMALLEST, START_BITS, LearnedRange, keep_ratio
+from ddq_search.quantizers.dq_range import SMALLEST, START_BITS, LearnedBits, LearnedRange, keep_ratio
 
 MOST_OCTAVES = 7
 """Powers of two ``2^0 … 2^6`` are what int8 holds."""
@@ -40,8 +42,50 @@ def octaves_of(bits: int) -> int:
     return min(int(2 ** (bits - 1)), MOST_OCTAVES)
 
 
-class SmallestAndLargest(LearnedRange):
-    """P3: smallest and largest level, powers of two in the forward pass whatever `power_of_two` says."""
+class PowerRange(LearnedRange):
+    """Powers of two, whatever `power_of_two` says: what P1, P2 and P3 share. They say where they begin and end.
+
+    Bits beyond those of `MOST_OCTAVES` are no use and not learned.
+    """
+
+    def __init__(self, signed: bool, limits: tuple[int, int]) -> None:
+        most = bits_of_octaves(MOST_OCTAVES)
+        super().__init__(signed, (min(limits[0], most), min(limits[1], most)))
+
+    @abstractmethod
+    def smallest_and_largest(self) -> tuple[Tensor, Tensor]:
+        """Returns q_min and q_max, powers of two, differentiable in what is learned."""
+
+    @abstractmethod
+    def octaves(self) -> int:
+        """Returns the number of magnitudes."""
+
+    @torch.no_grad()
+    def start(self, largest: Tensor) -> None:
+        """The power of two below the largest magnitude, and as many octaves as four bits have (ours)."""
+        self.set_start(torch.exp2(largest.clamp_min(SMALLEST).log2().floor()))
+        self.keep_within()
+
+    @abstractmethod
+    def set_start(self, largest: Tensor) -> None:
+        """Takes over q_max at four bits, a power of two."""
+
+    def place(self, x: Tensor) -> Tensor:
+        """Rounds logarithms between the ends."""
+        return p3(x, *self.smallest_and_largest())
+
+    def inferred_bits(self) -> int:
+        """From the integer number of magnitudes."""
+        return bits_of_octaves(self.octaves())
+
+    @torch.no_grad()
+    def largest_level(self) -> Tensor:
+        """A power of two."""
+        return self.smallest_and_largest()[1]
+
+
+class SmallestAndLargest(PowerRange):
+    """P3: smallest and largest level."""
 
     def __init__(self, signed: bool, limits: tuple[int, int]) -> None:
         super().__init__(signed, limits)
@@ -55,22 +99,19 @@ class SmallestAndLargest(LearnedRange):
         self.limit_gradient(self.log_largest, smallest)
 
     @torch.no_grad()
-    def start(self, largest: Tensor) -> None:
-        """The power of two below the largest magnitude, and as many octaves as four bits have (ours)."""
-        top = largest.clamp_min(SMALLEST).log2().floor()
-        self.log_largest.copy_(top * math.log(2))
-        self.log_smallest.copy_((top - octaves_of(START_BITS) + 1) * math.log(2))
-        self.keep_within()
+    def set_start(self, largest: Tensor) -> None:
+        """As it says."""
+        self.log_largest.copy_(largest.log())
+        self.log_smallest.copy_(self.log_largest - (octaves_of(START_BITS) - 1) * math.log(2))
 
-    def place(self, x: Tensor) -> Tensor:
-        """Rounds logarithms between the ends."""
-        smallest = self.log_smallest.exp()
+    def smallest_and_largest(self) -> tuple[Tensor, Tensor]:
+        """The largest level is rounded, the smallest is whole octaves below."""
         largest = to_power_of_two(self.log_largest.exp())
-        return p3(x, instead_of(smallest, largest.detach() * 2.0 ** (1 - self.octaves())), largest)
+        return instead_of(self.log_smallest.exp(), largest.detach() * 2.0 ** (1 - self.octaves())), largest
 
     @torch.no_grad()
     def octaves(self) -> int:
-        """Returns the number of magnitudes."""
+        """From the ends, each rounded."""
         exponents = (torch.stack([self.log_smallest, self.log_largest]) / math.log(2)).round().tolist()
         low, high = (octaves_of(bits) for bits in self.limits)
         return min(max(int(exponents[1] - exponents[0]) + 1, low), high)
@@ -79,20 +120,59 @@ class SmallestAndLargest(LearnedRange):
         """``log₂(log₂(q_max/q_min) + 1) + 1``."""
         return ((self.log_largest - self.log_smallest) / math.log(2) + 1).log2() + 1
 
-    def inferred_bits(self) -> int:
-        """From the integer number of magnitudes."""
-        return bits_of_octaves(self.octaves())
-
-    @torch.no_grad()
-    def largest_level(self) -> Tensor:
-        """A power of two."""
-        return to_power_of_two(self.log_largest.exp())
-
     @torch.no_grad()
     def keep_within(self) -> None:
         """Moves both by half of what their ratio is off, on the log scale."""
         low, high = ((octaves_of(bits) - 1) * math.log(2) for bits in self.limits)
         keep_ratio(self.log_smallest, self.log_largest, low, high)
+
+
+class BitsAndEnd(LearnedBits, PowerRange):
+    """What P1 and P2 share: the bitwidth, and one end, `log_other`."""
+
+    def octaves(self) -> int:
+        """As many as the rounded bitwidth has and int8 holds."""
+        return round(self.whole_top().item()) + 1
+
+    def whole_top(self) -> Tensor:
+        """Returns ``log₂(q_max/q_min)`` of the rounded bitwidth, differentiable; int8's limit is straight-through."""
+        top = super().whole_top()
+        return instead_of(top, top.clamp_max(MOST_OCTAVES - 1))
+
+    def end(self) -> Tensor:
+        """Returns the learned end, a power of two, differentiable."""
+        return to_power_of_two(self.log_other.exp())
+
+
+class BitsAndSmallestPower(BitsAndEnd):
+    """P1: `log_other` is the logarithm of the smallest level."""
+
+    def smallest_and_largest(self) -> tuple[Tensor, Tensor]:
+        """The largest level grows with the bitwidth."""
+        smallest = self.end()
+        return smallest, smallest * torch.exp2(self.whole_top())
+
+    @torch.no_grad()
+    def set_start(self, largest: Tensor) -> None:
+        """As many octaves lower as the bitwidth has within its limits."""
+        self.learned_bits.fill_(START_BITS)
+        self.keep_within()
+        self.log_other.copy_((largest * torch.exp2(-self.whole_top())).log())
+
+
+class BitsAndLargestPower(BitsAndEnd):
+    """P2: `log_other` is the logarithm of the largest level."""
+
+    def smallest_and_largest(self) -> tuple[Tensor, Tensor]:
+        """The smallest level shrinks with the bitwidth."""
+        largest = self.end()
+        return largest * torch.exp2(-self.whole_top()), largest
+
+    @torch.no_grad()
+    def set_start(self, largest: Tensor) -> None:
+        """As it says."""
+        self.learned_bits.fill_(START_BITS)
+        self.log_other.copy_(largest.log())
 
 
 class DqP3Weights(InferringQuantizer, WeightQuantizer):
@@ -102,7 +182,7 @@ class DqP3Weights(InferringQuantizer, WeightQuantizer):
         log_largests: learned, ``[K]``: largest levels at fixed precisions; powers of two in the forward pass.
     """
 
-    range_class = SmallestAndLargest
+    range_class: type[LearnedRange] = SmallestAndLargest
 
     def __init__(self, candidates: tuple[int, ...], rows: int) -> None:
         super().__init__(candidates)
@@ -190,3 +270,15 @@ class DqP3Weights(InferringQuantizer, WeightQuantizer):
         positive = torch.exp2(torch.arange(float(octaves_of(bits)), device=self.log_largests.device))
         levels = torch.cat([-positive.flip(0), positive])
         return torch.cat([levels, levels[-1:].expand(2**bits - levels.numel())])
+
+
+class DqP1Weights(DqP3Weights):
+    """Learns bitwidth and smallest level."""
+
+    range_class = BitsAndSmallestPower
+
+
+class DqP2Weights(DqP3Weights):
+    """Learns bitwidth and largest level."""
+
+    range_class = BitsAndLargestPower

@@ -180,8 +180,8 @@ class StepAndLargest(UniformRange):
         keep_ratio(self.log_step, self.log_largest, low, high)
 
 
-class BitsAndOther(UniformRange):
-    """U1 and U2: the bitwidth, rounded straight-through, and one more."""
+class LearnedBits(LearnedRange):
+    """The bitwidth, rounded straight-through, and one more: what U1, U2, P1 and P2 share."""
 
     def __init__(self, signed: bool, limits: tuple[int, int]) -> None:
         super().__init__(signed, limits)
@@ -195,10 +195,6 @@ class BitsAndOther(UniformRange):
         """As it is learned."""
         return self.learned_bits
 
-    def whole_steps(self, step: Tensor, largest: Tensor) -> int:
-        """As many as the bitwidth has, also where the step is rounded to a power of two."""
-        return round(self.whole_top().item())
-
     def whole_top(self) -> Tensor:
         """Returns the top level of the rounded bitwidth, differentiable in the learned one."""
         return top_level(instead_of(self.learned_bits, self.learned_bits.round()), self.signed)
@@ -207,6 +203,14 @@ class BitsAndOther(UniformRange):
     def keep_within(self) -> None:
         """Clamps the bitwidth."""
         self.learned_bits.clamp_(*self.limits)
+
+
+class BitsAndOther(LearnedBits, UniformRange):
+    """What U1 and U2 share."""
+
+    def whole_steps(self, step: Tensor, largest: Tensor) -> int:
+        """As many as the bitwidth has, also where the step is rounded to a power of two."""
+        return round(self.whole_top().item())
 
 
 class BitsAndStep(BitsAndOther):

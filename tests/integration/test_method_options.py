@@ -8,7 +8,7 @@ import torch
 from ddq_search.cost import FLASH, PEAK_RAM
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.precision import FLOAT_BITS
-from ddq_search.quantizers import dq, dq_range
+from ddq_search.quantizers import dq, dq_power, dq_range
 from ddq_search.quantizers.contract import WeightQuantizer
 from ddq_search.quantizers.levels import LearnedWeights
 from ddq_search.quantizers.relaxations import Softmax
@@ -58,12 +58,15 @@ def test_ddq_as_the_paper_has_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("family", "range_class"),
-    [("dq-u1", dq_range.BitsAndStep), ("dq-u2", dq_range.BitsAndLargest), ("dq-p3", None)],
-)
+    [
+        ("dq-u1", dq_range.BitsAndStep), ("dq-u2", dq_range.BitsAndLargest), ("dq-p3", dq_power.SmallestAndLargest),
+        ("dq-p1", dq_power.BitsAndSmallestPower), ("dq-p2", dq_power.BitsAndLargestPower),
+    ],
+)  # fmt: skip
 def test_dq_in_every_parametrisation(tmp_path, family, range_class):
     problem, front = run(tmp_path, **ONE, **{"search.method": "dq", "search.weight_quantizers": [family]})
     check(problem, front)
-    assert all(range_class is None or type(quantizer.range) is range_class for quantizer in weights_of(front))
+    assert all(type(quantizer.range) is range_class for quantizer in weights_of(front))
 
 
 @pytest.mark.parametrize(("device", "kind"), [("exact-widths-sum", "sum"), ("exact-widths-max", "max")])
