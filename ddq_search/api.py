@@ -21,6 +21,7 @@ from ddq_search.config import BudgetConfig, RunConfig, SpaceConfig
 from ddq_search.cost import CostModel
 from ddq_search.errors import BudgetError
 from ddq_search.feasibility import Pricing
+from ddq_search.front import settled
 from ddq_search.judgement import Front
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.policy import Policy
@@ -81,8 +82,8 @@ class Budgeted(nn.Module):
             return {cost: value.item() for cost, value in self.pricing.tables.expected(probabilities).items()}
 
     def policy(self, name: str = "searched") -> Policy:
-        """Returns the most probable policy that keeps every budget, priced."""
-        bits = self.pricing.most_likely(self.net.gates.scores(0).cpu().numpy(), self.limits, [])
+        """Returns the policy that the gates settle on within every budget (`front.settled`), priced."""
+        bits = settled(self.pricing, self.net.gates.scores(0).cpu().numpy(), self.limits, [])
         assert bits is not None, "feasibility was checked when the model was wrapped"
         return Policy(name, bits, "search", {"device": self.pricing.device.name, **self.pricing.price(bits)})
 

@@ -158,7 +158,8 @@ class SearchConfig(_Section):
     ``gates = "thresholded"`` computes the policy of the thresholded gates in every step instead of a sampled one.
     ``constraint`` is how budgets enter the loss: ``lagrangian``, with ``penalty`` ρ and ``multiplier_rate`` η;
     ``squared-hinge`` and ``squared-gap``, one- and two-sided, with ``penalty`` λ and costs in KiB, ms, Gbop and uJ.
-    ``coldest`` is the temperature at which the softmax of ``edmips`` (1) and ``dqss`` (0.2) ends.
+    ``coldest`` is the temperature, 1 at first, at which the joint training's end draws policies (``ddq``, 0.2), or at
+    which the softmax of ``edmips`` (1) and ``dqss`` (0.2) ends.
     """
 
     method: Method = "ddq"
@@ -193,8 +194,11 @@ class SearchConfig(_Section):
             raise ValueError(f"mode 'supernet' belongs to method 'ddq', not to {self.method!r}")
         if self.gates != "sampled" and self.method != "ddq":
             raise ValueError(f"gates belong to method 'ddq', not to {self.method!r}; leave 'gates' out")
-        if self.coldest is not None and self.method not in ("edmips", "dqss"):
-            raise ValueError(f"a temperature belongs to 'edmips' and 'dqss', not to {self.method!r}; leave it out")
+        if self.coldest is not None and self.method not in ("ddq", "edmips", "dqss"):
+            methods = "'ddq', 'edmips' and 'dqss'"
+            raise ValueError(f"a temperature belongs to {methods}, not to {self.method!r}; leave 'coldest' out")
+        if self.coldest is not None and self.method == "ddq" and (self.mode != "joint" or self.gates != "sampled"):
+            raise ValueError("only sampled gates of mode 'joint' are drawn at a temperature; leave 'coldest' out")
         if self.constraint != "lagrangian" and chooses:
             raise ValueError(f"method {self.method!r} has no penalty; leave 'constraint' out")
         return self
@@ -203,8 +207,8 @@ class SearchConfig(_Section):
 class QuantizerConfig(_Section):
     """Options of quantizer families; one that is absent is what the family says.
 
-    Which family has which, and why the defaults are what they are: docs/methods-ddq.md and docs/methods-dq.md. An
-    option that none of the search's families has is refused.
+    Which family has which, and why the defaults are what they are: docs/methods-ddq.md, docs/methods-dq.md and
+    docs/methods-quantizers.md. An option that none of the search's families has is refused.
     """
 
     gate_gradient: Literal["neighbours", "through_z", "constant_z"] | None = None
@@ -216,6 +220,7 @@ class QuantizerConfig(_Section):
     correction: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     power_of_two_steps: bool | None = None
     clips_gradients: bool | None = None
+    further_points: Annotated[int, Field(ge=1, le=2)] | None = None
 
     def given(self) -> dict[str, bool | float | str]:
         """Returns the options that are set."""

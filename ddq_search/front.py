@@ -15,6 +15,10 @@ from ddq_search.feasibility import Pricing
 from ddq_search.policy import Policy
 
 Origin = Literal["search", "relaxed"]
+_BELOW = 1e3
+"""What a precision below that of the likeliest policy costs: more than all noise."""
+_SCORES = 1e-5
+"""What a score counts beside noise."""
 _MARGIN = 1.005
 """Targets at the very end of a range leave exactly one policy; this leaves a few."""
 
@@ -66,13 +70,33 @@ def _highest(pricing: Pricing, axis: str, low: float) -> float:
 
 
 def choose_policies(pricing: Pricing, targets: Sequence[Aim], scores: Sequence[NDArray[np.float64]]) -> list[Policy]:
-    """Returns one distinct policy per aim where there is one: of greatest score ``[V, C]`` within the aim's limits."""
+    """Returns one distinct policy per aim where there is one: `settled` by the scores ``[V, C]`` within its limits."""
     found: list[tuple[Origin, dict[str, int]]] = []
     for aim, score in zip(targets, scores, strict=True):
-        policy = pricing.most_likely(score, aim.limits, [bits for _, bits in found])
+        policy = settled(pricing, score, aim.limits, [bits for _, bits in found])
         if policy is not None:
             found.append((aim.origin, policy))
     return named(pricing, found)
+
+
+def settled(
+    pricing: Pricing, scores: NDArray[np.float64], limits: Mapping[str, float], taken: Sequence[Mapping[str, int]]
+) -> dict[str, int] | None:
+    """Returns the policy of greatest score within the limits, raised where that is free; None where all are taken.
+
+    A tensor whose precision adds to no limited cost has nothing but noise to move its gates. So among the policies that
+    are nowhere below the likeliest one, and no dearer, that of least quantization noise is taken, half as much for each
+    bit, all tensors alike; of equals the likelier one.
+    """
+    likeliest = pricing.most_likely(scores, limits, taken)
+    if likeliest is None:
+        return None
+    raised = _SCORES * scores
+    for row, variable in enumerate(pricing.tables.space.variables):
+        for column, bits in enumerate(variable.candidates):
+            raised[row, column] -= _BELOW if bits < likeliest[variable.name] else 2.0**-bits
+    price = pricing.price(likeliest)
+    return pricing.most_likely(raised, {cost: price[cost] for cost in limits}, taken) or likeliest
 
 
 def named(pricing: Pricing, found: Sequence[tuple[Origin, Mapping[str, int]]]) -> list[Policy]:
@@ -118,7 +142,7 @@ def between(
         middle = (cheap[axis] + dear[axis]) / 2
         nearest = min(range(len(targets)), key=lambda i: abs(targets[i].limits.get(axis, np.inf) - middle))
         limits = {**budgets, **{other: dear[other] for other in axes}, axis: middle}
-        policy = pricing.most_likely(scores[nearest], limits, list(taken))
+        policy = settled(pricing, scores[nearest], limits, list(taken))
         if policy is not None:
             return policy
     return None

@@ -46,10 +46,10 @@ class GateTraining:
         self._start = self._probabilities()
         self._sampled: Tensor | None = None
 
-    def sample(self, index: int, uniform: Tensor | None) -> None:
+    def sample(self, index: int, uniform: Tensor | None, temperature: float = 1.0) -> None:
         """Lets the next forward pass compute a policy drawn from one set; as `Supernet.sample_from`."""
         self._sampled = self._net.gates.cumulative(index).detach().requires_grad_()
-        self._net.sample_from(self._sampled, uniform)
+        self._net.sample_from(self._sampled, uniform, temperature)
 
     def leaves(self) -> list[Tensor]:
         """Returns what the task loss's backward pass gives the sampled policy's gradient to."""

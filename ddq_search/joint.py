@@ -25,6 +25,9 @@ from ddq_search.stages import Stages, freeze
 from ddq_search.supernet import Supernet
 from ddq_search.training import Phase
 
+_COLDEST = 0.2
+"""Temperature at which policies are drawn in the end of the joint training."""
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -53,7 +56,8 @@ def joint_phase(stages: Stages, net: Supernet, teacher: Supernet, aims: Sequence
         (torch.optim.Adam(net.quantizers.parameters()), settings.step_rate),
         stages.choice_optimizer(net.gates, steps),
     ]
-    return _gated_phase(stages, "joint", net, teacher, aims, optimizers, settings.joint_epochs)
+    coldest = stages.problem.config.search.coldest or _COLDEST
+    return _gated_phase(stages, "joint", net, teacher, aims, optimizers, settings.joint_epochs, coldest)
 
 
 def train_supernet(stages: Stages, teacher: Supernet) -> Supernet:
@@ -135,7 +139,7 @@ def conclude(stages: Stages, searched: Searched, teacher: Supernet) -> Front:
 
 def _gated_phase(
     stages: Stages, name: str, net: Supernet, teacher: Supernet, aims: Sequence[fronts.Aim],
-    optimizers: list[tuple[torch.optim.Optimizer, float]], epochs: int,
+    optimizers: list[tuple[torch.optim.Optimizer, float]], epochs: int, coldest: float = 1.0,
 ) -> Phase:  # fmt: skip
     config, seed = stages.problem.config.search, stages.problem.config.seed
     tables, variables = stages.problem.pricing.tables, len(stages.problem.space.variables)
@@ -145,12 +149,13 @@ def _gated_phase(
     )
     gates = GateTraining(net, tables, lagrangian)
     forward = stages.forward_of(net)
+    steps = epochs * stages.source.train_batches(stages.settings.batch_size)
 
     def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
         index = number % net.gates.sets
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         drawn = torch.rand(variables, generator=generator) if config.gates == "sampled" else None
-        gates.sample(index, drawn)
+        gates.sample(index, drawn, coldest ** (number / steps))
         value = stages.task_loss(forward(x), x, y, teacher)
         shown = {"loss": f"{value.item():.3f}", "point": str(index)}
         for cost, limit in lagrangian.targets[index].items():

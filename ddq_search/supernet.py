@@ -29,7 +29,7 @@ from ddq_search.operators import CLAMPED_IN_PLACE, free_operation
 from ddq_search.precision import FLOAT_BITS, ActivationGrid
 from ddq_search.quantizers.choice_of_families import UNIFORM, Quantizers
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightQuantizer
-from ddq_search.quantizers.gates import Gates, choose, thresholded
+from ddq_search.quantizers.gates import Gates, choose, cooled, thresholded
 from ddq_search.quantizers.uniform import UniformQuantizer
 from ddq_search.space import SearchSpace
 
@@ -168,9 +168,13 @@ class Supernet(nn.Module):
         self.sample_from(cumulative, uniform)
         return self.gates.probabilities(cumulative)
 
-    def sample_from(self, cumulative: Tensor, uniform: Tensor | None) -> None:
-        """As `sample`, from given ``c`` ``[V, C − 1]``, which receives the task gradient; None: thresholded gates."""
-        self._choose(thresholded(cumulative) if uniform is None else choose(cumulative, uniform))
+    def sample_from(self, cumulative: Tensor, uniform: Tensor | None, temperature: float = 1.0) -> None:
+        """As `sample`, from given ``c`` ``[V, C − 1]``, which receives the task gradient.
+
+        The policy is drawn at a temperature (`cooled`); None for ``uniform`` stands for the thresholded gates.
+        """
+        drawn = cooled(cumulative.detach(), temperature)
+        self._choose(thresholded(cumulative) if uniform is None else choose(drawn, uniform))
         self._cumulative = cumulative.unbind(0)
         self.mode = "gated"
 

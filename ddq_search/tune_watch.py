@@ -126,7 +126,7 @@ class WatchedRun(RunDirectory):
             net = problem.placed_supernet(sets=len(aims))
             own = {key.removeprefix("module."): value for key, value in tensors.items() if key.startswith("module.")}
             self.restore(name, net, own)
-            bits = problem.pricing.most_likely(net.gates.scores(widest).numpy(), aims[widest].limits, [])
+            bits = fronts.settled(problem.pricing, net.gates.scores(widest).numpy(), aims[widest].limits, [])
             if bits is None:
                 raise RunError("no policy within the budgets was found on the way; this is a defect, please report it")
             net.set_policy(bits)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ddq_search.cost import FLASH, LATENCY
-from ddq_search.front import aims, choose_policies
+from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, CostTables, Factor
+from ddq_search.front import aims, choose_policies, settled
 from tests.test_feasibility import opposed, pricing_of
-from tests.toys import toy_tables
+from tests.toys import all_policies, toy_space, toy_tables
 
 
 def random_pricing(seed=0):
@@ -83,3 +85,40 @@ def test_the_most_probable_policy_wins():
     (aim, *_) = aims(pricing, {FLASH: pricing.reference[FLASH]}, 1, 0)
     (policy,) = choose_policies(pricing, [aim], [probability])
     assert policy.bits == {"weights/v0": 4, "weights/v1": 8}
+
+
+def test_what_costs_nothing_is_raised_and_nothing_else():
+    """Bits of v0 cost latency, those of v1 flash; the scores want the fewest of both."""
+    space = toy_space([(2, 4, 8)] * 2)
+    factors = [
+        Factor(cost, name, "compute", (f"weights/{name}",), np.array([2.0, 4.0, 8.0]))
+        for cost, name in ((LATENCY, "v0"), (FLASH, "v1"))
+    ]
+    factors.append(Factor(PEAK_RAM, "v0", "compute", ("weights/v0",), np.zeros(3), step=0))
+    pricing, scores = pricing_of(CostTables(space, factors)), np.array([[0.0, -1.0, -2.0]] * 2)
+    assert settled(pricing, scores, {LATENCY: 9.0}, []) == {"weights/v0": 2, "weights/v1": 8}
+    assert settled(pricing, scores, {FLASH: 9.0}, []) == {"weights/v0": 8, "weights/v1": 2}
+    assert settled(pricing, scores, {LATENCY: 9.0, FLASH: 9.0}, []) == {"weights/v0": 2, "weights/v1": 2}
+    taken = [{"weights/v0": 2, "weights/v1": 8}]
+    assert settled(pricing, scores, {LATENCY: 9.0}, taken) == {"weights/v0": 2, "weights/v1": 4}
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), share=st.floats(0.5, 1.0))
+def test_a_settled_policy_is_the_likeliest_or_above_it_and_no_dearer(seed, share):
+    pricing = random_pricing(seed)
+    scores = np.random.default_rng(seed).normal(size=(4, 3))
+    low, high = (pricing.price(pricing.cheapest(LATENCY, {}))[LATENCY], pricing.reference[LATENCY])
+    limits = {LATENCY: low + share * max(high - low, 0.1 * low)}
+    likeliest, found = pricing.most_likely(scores, limits, []), settled(pricing, scores, limits, [])
+    assert all(found[name] >= bits for name, bits in likeliest.items())
+    dearest = pricing.price(likeliest)[LATENCY] * (1 + 1e-6)
+    assert pricing.price(found)[LATENCY] <= dearest
+    rivals = [
+        policy
+        for policy in all_policies(pricing.tables.space)
+        if all(policy[name] >= bits for name, bits in likeliest.items())
+        and pricing.price(policy)[LATENCY] <= pricing.price(likeliest)[LATENCY]
+    ]
+    noise = min(sum(2.0**-bits for bits in policy.values()) for policy in rivals)
+    assert sum(2.0**-bits for bits in found.values()) == pytest.approx(noise, abs=1e-4)

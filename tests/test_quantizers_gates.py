@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddq_search.quantizers.gates import Gates, choose, thresholded
+from ddq_search.quantizers.gates import Gates, choose, cooled, thresholded
 
 
 def random_gates(candidates, sets=1, seed=0):
@@ -162,3 +162,26 @@ def test_thresholded_gates_read_every_gate_by_itself():
     gates = Gates([3], 1, start=0.2)  # both gates at 0.6: more open than closed, though their product is not
     assert choose(gates.cumulative(0), torch.full((1,), 0.5)) == [1]
     assert thresholded(gates.cumulative(0)) == [2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(candidates=st.lists(st.integers(1, 5), min_size=1, max_size=6), seed=st.integers(0, 1000))
+def test_cold_gates_are_the_thresholded_ones_and_warm_ones_as_they_were(candidates, seed):
+    gates = random_gates(candidates, seed=seed)
+    c = gates.cumulative(0)
+    torch.testing.assert_close(cooled(c, 1.0), c.detach())
+    assert not cooled(c, 0.01)[~gates.exists].any()
+    undecided = (gates.own[0].abs() < 0.1) & gates.exists
+    if not undecided.any():
+        middle = torch.full((len(candidates),), 0.5)
+        assert choose(cooled(c, 0.01), middle) == thresholded(c)
+
+
+def test_cooled_by_hand():
+    """Log-odds of 0.8 are ln 4; at half the temperature ln 16."""
+    c = torch.tensor([[0.8, 0.8 * 0.2]])
+    assert cooled(c, 0.5)[0].tolist() == pytest.approx([16 / 17, 16 / 17 * 1 / 17])
+
+
+def test_gates_at_their_ends_stay_there():
+    assert cooled(torch.tensor([[1.0, 0.0, 0.0]]), 0.3)[0].tolist() == [1, 0, 0]

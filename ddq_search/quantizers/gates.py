@@ -113,6 +113,14 @@ def pattern_scores(opened: Tensor, exists: Tensor) -> Tensor:
     return below + torch.cat([is_closed, zeros], 1) + torch.cat([beyond[:, 1:], zeros], 1)
 
 
+def cooled(cumulative: Tensor, temperature: float) -> Tensor:
+    """Returns ``c`` ``[..., C − 1]`` with every gate nearer to open or closed: its log-odds over the temperature."""
+    before = torch.cat([torch.ones_like(cumulative[..., :1]), cumulative[..., :-1]], -1)
+    opened = cumulative / before.where(before > 0, 1)
+    result: Tensor = torch.sigmoid(torch.logit(opened) / temperature).cumprod(-1)
+    return result
+
+
 def choose(cumulative: Tensor, uniform: Tensor) -> list[int]:
     """Returns one candidate index per variable: the thermometer read at ``uniform`` ``[V]`` in [0, 1)."""
     return (cumulative.detach() > uniform[:, None].to(cumulative)).sum(1).tolist()
