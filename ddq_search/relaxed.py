@@ -28,6 +28,7 @@ from ddq_search.mixture_training import InferredTraining, MixtureTraining
 from ddq_search.quantizers.relaxations import Fractional, HardConcrete, Relaxation, Softmax
 from ddq_search.quantizers.strategies import StrategyQuantizer
 from ddq_search.stages import Stages, freeze
+from ddq_search.strategy_guard import keep_nearest
 from ddq_search.supernet import Supernet
 from ddq_search.training import Phase
 
@@ -60,7 +61,12 @@ def search_relaxed(stages: Stages, teacher: Supernet, method: str) -> Front:
     taken, candidates = [bits for _, bits in found], []
     for policy in stages.with_references(fronts.named(problem.pricing, found)):
         number = trained[taken.index(dict(policy.bits))] if dict(policy.bits) in taken else trained[0]
-        candidates.append(stages.finetune(policy, _settled(stages, method, number)[0], teacher))
+        net, _ = _settled(stages, method, number)
+        if method == "dqss" and stages.frozen:
+            single = keep_nearest(stages, net, policy.bits, teacher)
+            if single is not None:
+                stages.progress.note(f"{policy.name}: nearest to the float model with strategy {single!r} everywhere")
+        candidates.append(stages.finetune(policy, net, teacher))
     return stages.present(candidates, teacher)
 
 

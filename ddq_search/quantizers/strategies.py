@@ -56,6 +56,12 @@ class StrategyQuantizer(Quantizer):
             mine = [column for column, of in enumerate(self._columns) if of == choice]
             self.chosen[choice] = max(mine, key=lambda column: float(scores[column]))
 
+    def choose(self, name: str) -> None:
+        """Lets a family stand for every candidate that has it."""
+        for column, (choice, own) in enumerate(zip(self._columns, self.names, strict=True)):
+            if own == name:
+                self.chosen[choice] = column
+
     def strategy(self, choice: int) -> str:
         """Returns the family that stands for a candidate."""
         return self.names[int(self.chosen[choice])]
