@@ -30,6 +30,7 @@ VALUES = {
     "correction": [0.25],
     "power_of_two_steps": [True],
     "clips_gradients": [False],
+    "further_points": [2],
 }
 """Values of every option, other than the default of at least one family."""
 
@@ -39,8 +40,12 @@ BROKEN = {
     ("correction", 0.25): {"gates_feel_their_neighbours"},
     ("window", "everywhere"): {"input_window"},
     ("nearest", "raw"): {"a_subset_is_taken_over"},
+    ("further_points", 2): {"fixed_points"},
 }
-"""Laws that an option is there to break: gates feel something else, the window is open, fine levels are fewer."""
+"""Laws that an option breaks: gates feel something else, the window is open, fine levels are fewer.
+
+The law of fixed points changes one weight, which moves the mean magnitude by more than three points of 8 bits resolve.
+"""
 
 
 def config_of(*, weights=(), activations=(), method="ddq", **options):
@@ -138,6 +143,8 @@ def test_a_correction_takes_uniform_quantizers_out_of_fused_mixtures_and_compile
         ({"window": "open"}, "'quantizers.window'.*'levels', 'half_step' or 'everywhere'.*got 'open'"),
         ({"correction": -1.0}, "'quantizers.correction'.*greater than or equal to 0"),
         ({"levels": "averaged"}, "unknown configuration key 'quantizers.levels'; known here: gate_gradient, nearest"),
+        ({"further_points": 2}, "among uniform has the option quantizers.further_points; it belongs to multipoint "),
+        ({"weights": ["multipoint"], "further_points": 0}, "'quantizers.further_points'.*greater than or equal to 1"),
         ({"method": "dq", "weights": ["lsq"]}, "one family of weights .* not lsq; .*dq-u3, .*dq-p3, dq-p1, dq-p2"),
         ({"method": "dq", "activations": ["dq-u1", "dq-u2"]}, "one family of activations .* not dq-u1, dq-u2; "),
     ],
@@ -152,7 +159,8 @@ def test_options_at_their_defaults_leave_older_runs_alone():
     assert not plain.asked().keys() & {"quantizers"}
     assert not plain.asked()["search"].keys() & {"gates", "constraint", "coldest"}
     for key, value in (
-        ("quantizers.correction", 0.0), ("search.gates", "thresholded"), ("search.constraint", "squared-gap"),
+        ("quantizers.correction", 0.0), ("quantizers.further_points", 1), ("search.gates", "thresholded"),
+        ("search.constraint", "squared-gap"),
     ):  # fmt: skip
         assert load_config(None, {key: value}).fingerprint() != plain.fingerprint()
 
@@ -177,7 +185,8 @@ def test_laws_hold_with_every_option_but_those_it_is_there_to_break(name, option
         kind: with_options(getattr(family, kind), {option: value}) if getattr(family, kind) else None
         for kind in ("weights", "activations")
     }
-    changed, broken = replace(family, **makers), set()
+    points = value if option == "further_points" else family.points
+    changed, broken = replace(family, **makers, points=points), set()
     for subject in subjects_of(changed):
         for law in LAWS:
             if law not in family.exceptions and problem_of(LAWS[law], subject):

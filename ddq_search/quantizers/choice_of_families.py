@@ -67,8 +67,10 @@ class Quantizers:
 
     @property
     def points(self) -> int:
-        """Number of further points of multipoint weights."""
-        return max(family(name).points for name in self.weights)
+        """Number of further points of multipoint weights, the option's where it is set."""
+        asked = self.options.get("further_points")
+        chosen = [family(name) for name in self.weights]
+        return max(one.points if asked is None or "further_points" not in one.options else int(asked) for one in chosen)
 
     def for_weights(self, candidates: tuple[int, ...], rows: int) -> WeightQuantizer:
         """Returns the quantizer of a weight tensor with so many output channels."""

@@ -10,7 +10,7 @@ layer have the same number: points are stored for a layer as a whole, so a chann
 the layer is known before calibration, to the byte. All layers have the further points; the search chooses their bits.
 
 Source: Liu, Ye, Zhou, Liu, "Post-training Quantization with Multiple Points: Mixed Precision without Mixed Precision",
-AAAI 2021; whole-number ratios and the fixed number of points are ours.
+AAAI 2021; whole-number ratios and one number of points for all channels are ours.
 
 Legend: K candidates, P further points, rows output channels, E weights per row.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddq_search.discrete import LARGEST_RATIO, Point
+from ddq_search.discrete import Point
 from ddq_search.precision import FLOAT_BITS, weight_code_range
 from ddq_search.quantizers.contract import WeightNumbers, WeightQuantizer
 from ddq_search.quantizers.given_values import given_values
@@ -29,26 +29,28 @@ from ddq_search.quantizers.straight_through import Grid, fake_quantize
 from ddq_search.quantizers.uniform import least_squared_error
 
 _SMALLEST = 1e-8
+_LARGEST_WEIGHT = 2**15 - 1
+"""Of the sums of all points: int16 holds them, and accumulators what two points of 8 bits ask of them."""
 _RATIOS = 64
 """Most ratios that are tried for one point."""
 
 
 class MultipointWeights(WeightQuantizer):
-    """A base and ``points`` further points, all with symmetric narrow-range codes of the candidate's bits.
+    """A base and further points, all with symmetric narrow-range codes of the candidate's bits.
 
     Attributes:
-        points: number of further points.
+        further_points: their number.
         log_steps: ``[K, rows]``, the finest step relative to the row's mean magnitude; calibrated, not trained.
         ratios: ``[K, P, rows]`` int32, coarsest point first.
     """
 
+    further_points: int = 1
     ratios: Tensor
 
-    def __init__(self, candidates: tuple[int, ...], rows: int, *, points: int = 1) -> None:
+    def __init__(self, candidates: tuple[int, ...], rows: int) -> None:
         super().__init__(candidates)
-        self.points = points
         self.log_steps = nn.Parameter(torch.zeros(len(candidates), rows), requires_grad=False)
-        self.register_buffer("ratios", torch.ones(len(candidates), points, rows, dtype=torch.int32))
+        self.register_buffer("ratios", torch.ones(len(candidates), self.further_points, rows, dtype=torch.int32))
 
     @torch.no_grad()
     def calibrate(self, sample: Tensor) -> None:
@@ -60,8 +62,8 @@ class MultipointWeights(WeightQuantizer):
             grid = Grid(*weight_code_range(bits), 0)
             step = least_squared_error(rows, rows.abs().amax(1).clamp_min(_SMALLEST) / grid.high, grid)
             rest, ratios = rows - fake_quantize(rows, step, grid), torch.ones_like(self.ratios[k])
-            for n in range(self.points):
-                finer = _best_ratio(rest, step, grid, self.points)
+            for n in range(self.further_points):
+                finer = _best_ratio(rest, step, grid, self.further_points)
                 step = step / finer
                 ratios[: n + 1] *= finer.int()
                 rest = rest - fake_quantize(rest, step, grid)
@@ -155,7 +157,9 @@ def _best_ratio(rest: Tensor, step: Tensor, grid: Grid, points: int) -> Tensor:
 
     What an unclipped grid of step d leaves lies within d/2: a grid finer by ``2·high`` just covers it.
     """
-    largest = min(2 * grid.high + 2, int(LARGEST_RATIO ** (1 / points)))
+    largest = 2 * grid.high + 2
+    while grid.high * sum(largest**n for n in range(points + 1)) > _LARGEST_WEIGHT:
+        largest -= 1
     best, least = torch.ones_like(step), torch.full_like(step, torch.inf)
     for ratio in torch.linspace(1, largest, min(largest, _RATIOS)).round().tolist():
         error = (rest - fake_quantize(rest, step / ratio, grid)).square().sum(1)
@@ -166,9 +170,10 @@ def _best_ratio(rest: Tensor, step: Tensor, grid: Grid, points: int) -> Tensor:
 FAMILIES = (
     Family(
         "multipoint",
-        "Liu et al. (AAAI 2021); two points per channel, whole-number ratios (ours)",
+        "Liu et al. (AAAI 2021); as many points in every channel, whole-number ratios (ours)",
         MultipointWeights,
-        points=1,
+        points=MultipointWeights.further_points,
         trained=False,
+        options=("further_points",),
     ),
 )

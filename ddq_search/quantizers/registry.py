@@ -35,7 +35,8 @@ class Family:
         weights: called with ``(candidates, rows)``; None where the algorithm is for activations only.
         activations: called with ``(candidates, nonnegative)``; None where it is for weights only.
         codebook: weight codes are indices into int8 levels, which are stored with them.
-        points: number of further points of multipoint weights (`ddq_search.discrete.Point`), each of the same bits.
+        points: number of further points of multipoint weights (`ddq_search.discrete.Point`), each of the same bits; the
+            option ``further_points``, where the family has it, is another number.
         uniform_activations: activations lie on an affine grid, so integer programs can run them.
         trained: steps or levels are learned; otherwise calibration alone sets them.
         options: class attributes of its quantizers that a configuration may set (`ddq_search.config.QuantizerConfig`);
