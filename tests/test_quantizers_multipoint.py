@@ -225,7 +225,8 @@ def test_the_price_is_what_is_written_and_integers_compute_what_training_compute
         expected = net(sample_images(16, seed=5))
     grid = network.grids["output"]
     found = IntegerEvaluator(program).scores(sample_images(16, seed=5))
-    most = 8.5 if name == "Fire" else 3.5  # its pools round anew; uniform weights differ there by 7 codes
+    # Fire's pools round anew: uniform weights differ there by 7 codes, three points of 2 bits by 8
+    most = (8.5 if (bits, points) == (2, 2) else 7.5) if name == "Fire" else 3.5
     assert float((found - expected).abs().max()) <= most * grid.scale
 
 
