@@ -53,7 +53,17 @@ def test_ddq_as_the_paper_has_it(tmp_path, monkeypatch):
         assert {name: getattr(quantizer, name) for name in options} == options
         assert len(quantizer.vector) == 2**quantizer.bits
     assert drawn
-    assert all(uniform is None for _, uniform in drawn)
+    assert all(uniform is None for _, uniform, _ in drawn)
+
+
+@pytest.mark.parametrize(("option", "coldest"), [({}, 0.2), ({"search.coldest": 0.5}, 0.5)])
+def test_sampled_policies_cool(tmp_path, monkeypatch, option, coldest):
+    drawn = spied(monkeypatch, Supernet, "sample_from")
+    run(tmp_path, **ONE, **option)
+    temperatures = [temperature for _, _, temperature in drawn]
+    assert temperatures[0] == 1
+    assert temperatures == sorted(temperatures, reverse=True)
+    assert temperatures[-1] == pytest.approx(coldest ** (1 - 1 / len(temperatures)))
 
 
 @pytest.mark.parametrize(
