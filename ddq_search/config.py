@@ -159,7 +159,7 @@ class SearchConfig(_Section):
     ``constraint`` is how budgets enter the loss: ``lagrangian``, with ``penalty`` ρ and ``multiplier_rate`` η;
     ``squared-hinge`` and ``squared-gap``, one- and two-sided, with ``penalty`` λ and costs in KiB, ms, Gbop and uJ.
     ``coldest`` is the temperature, 1 at first, at which the joint training's end draws policies (``ddq``, 0.2), or at
-    which the softmax of ``edmips`` (1) and ``dqss`` (0.2) ends.
+    which the softmax of ``edmips`` (1) and ``dqss`` (0.02) ends.
     """
 
     method: Method = "ddq"
