@@ -33,7 +33,7 @@ from ddq_search.supernet import Supernet
 from ddq_search.training import Phase
 
 _COLDEST = 0.02
-"""Temperature at which the strategies of DQSS end, at one of them: three of 2 bits, mixed, have more levels than each."""
+"""Temperature at which DQSS ends, at one strategy: mixed, three of 2 bits have more levels than each of them."""
 
 
 def search_relaxed(stages: Stages, teacher: Supernet, method: str) -> Front:
