@@ -93,9 +93,7 @@ def _in_torch(
     change = change.flatten(1).sum(1) if steps.ndim == 2 else change.sum()
     change = torch.where(torch.isinf(high), 0.0, change)
     candidates = range(len(steps) if gated else 0)
-    dots = [
-        (part_grad * _on_grid(part_x, _aligned(steps[k], x), limits[0, k], limits[1, k])).sum() for k in candidates
-    ]
+    dots = [(part_grad * _on_grid(part_x, _aligned(steps[k], x), limits[0, k], limits[1, k])).sum() for k in candidates]
     return grad_x, change, torch.stack(dots) if gated else steps.new_zeros(len(steps))
 
 
