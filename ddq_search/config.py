@@ -31,8 +31,11 @@ Baseline = Literal["lsq-uniform", "random", "random-search", "greedy", "ilp", "h
 _NO_PART: dict[str, Any] = {"out": True, "training": {"device", "compile"}, "search": {"baselines"}}
 """What changes no checkpoint of a run: where it is computed and kept, and what it is compared with afterwards."""
 
-_YOUNGER: dict[str, Any] = {"gates": "sampled", "constraint": "lagrangian", "coldest": None}
-"""Keys of ``search`` that older versions did not know, and their defaults."""
+_YOUNGER: dict[str, dict[str, Any]] = {
+    "training": {"optimizer": "sgd"},
+    "search": {"gates": "sampled", "constraint": "lagrangian", "coldest": None},
+}
+"""Keys by section that older versions did not know, and their defaults."""
 
 
 class _Section(BaseModel):
@@ -255,11 +258,10 @@ class RunConfig(_Section):
         Keys that older versions did not know are left out at their defaults, so that runs of those versions go on.
         """
         document = self.model_dump(mode="json", exclude=_NO_PART)
-        for key, default in _YOUNGER.items():
-            if document["search"][key] == default:
-                del document["search"][key]
-        if self.training.optimizer == "sgd":
-            del document["training"]["optimizer"]
+        for section, keys in _YOUNGER.items():
+            for key, default in keys.items():
+                if document[section][key] == default:
+                    del document[section][key]
         if not self.quantizers.given():
             del document["quantizers"]
         return document
