@@ -173,8 +173,10 @@ class Supernet(nn.Module):
 
         The policy is drawn at a temperature (`cooled`); None for ``uniform`` stands for the thresholded gates.
         """
-        drawn = cooled(cumulative.detach(), temperature)
-        self._choose(thresholded(cumulative) if uniform is None else choose(drawn, uniform))
+        drawn = (
+            thresholded(cumulative) if uniform is None else choose(cooled(cumulative.detach(), temperature), uniform)
+        )
+        self._choose(drawn)
         self._cumulative = cumulative.unbind(0)
         self.mode = "gated"
 
