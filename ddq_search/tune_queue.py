@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import signal
 import socket
 import threading
 import time
@@ -110,9 +111,11 @@ class Queue:
                 if done >= self._trials:
                     return None
                 if done + sum(trial.state == TrialState.RUNNING for trial in known) < self._trials:
-                    with warnings.catch_warnings():
+                    with warnings.catch_warnings(), interrupts_postponed() as pressed:
                         warnings.simplefilter("ignore", UserWarning)  # the heartbeat is ours
                         trial = self._study.ask()
+                        if pressed:
+                            put_back(self._study, trial.number, None)
                     if not self._is_surplus(trial.number):
                         return trial
                     self._give_up(trial)
@@ -161,6 +164,23 @@ class Queue:
         """Whether a trial was seen in the same state for longer than the grace."""
         seen = self._seen.setdefault((trial.number, trial.state), time.monotonic())
         return time.monotonic() - seen > self._grace_s
+
+
+@contextlib.contextmanager
+def interrupts_postponed() -> Iterator[list[int]]:
+    """Ctrl-C inside takes effect at the end; the list, empty until then, says so before. Main thread only."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        before(signal.SIGINT, None)
 
 
 @contextlib.contextmanager

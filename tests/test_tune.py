@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -442,3 +443,52 @@ def test_a_trial_that_waits_in_the_queue_is_held_by_nobody(tmp_path: Path) -> No
     assert again.number == 1
     Queue(study, tmp_path, 5, 60.0).recover()
     assert study.trials[1].state == TrialState.RUNNING
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler: a background job of a shell, for one, starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_ctrl_c_while_a_trial_is_asked_for_leaves_none_running(tmp_path, monkeypatch):
+    """The trial was in the study already, but nobody had it to put it back: it was left to its grace."""
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'tune.db'}")
+    asked = study.ask
+
+    def ask() -> optuna.Trial:
+        trial = asked()
+        signal.raise_signal(signal.SIGINT)
+        trial.suggest_int("a", 1, 9)  # goes on
+        return trial
+
+    monkeypatch.setattr(study, "ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        Queue(study, tmp_path, 2, 60.0).take()
+    assert {trial.state for trial in study.get_trials()} == {TrialState.FAIL, TrialState.WAITING}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_interrupts_are_postponed_once_and_only_where_there_is_a_handler():
+    reached = []
+
+    def pressed_twice() -> None:
+        with tune_queue.interrupts_postponed() as pressed:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            reached.extend(pressed)
+
+    with pytest.raises(KeyboardInterrupt):
+        pressed_twice()
+    assert len(reached) == 2
+    with tune_queue.interrupts_postponed() as pressed:
+        assert not pressed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with tune_queue.interrupts_postponed():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
