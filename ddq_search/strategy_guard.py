@@ -35,8 +35,7 @@ def keep_nearest(stages: Stages, net: Supernet, policy: Mapping[str, int], teach
     """
     quantizers = [each for each in net.tensor_quantizers() if isinstance(each, StrategyQuantizer)]
     learned = [each.chosen.clone() for each in quantizers]
-    batches = stages.problem.config.search.ptq_images // stages.settings.batch_size
-    images = list(inputs(stages.problem, batches))
+    images = list(inputs(stages.problem, stages.batches.train_batches(stages.settings.batch_size)))
     teacher.eval()
     references = [widened(teacher(x)) for x in images]
     net.set_policy(policy)

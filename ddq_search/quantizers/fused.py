@@ -189,6 +189,11 @@ def dense(x: Tensor) -> bool:
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
+def laid_out(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Returns a tensor's values in another dense layout; the tensor itself where it has it already."""
+    return x if x.stride() == stride else x.new_empty_strided(x.shape, stride).copy_(x)
+
+
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 

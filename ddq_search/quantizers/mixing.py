@@ -48,10 +48,8 @@ class MixPasses(torch.autograd.Function):
         x, steps, shares = ctx.saved_tensors
         size, factor = ctx.leading
         if ctx.fused:
-            if grad.stride() != x.stride():
-                grad = torch.empty_like(x).copy_(grad)
-            count = size * (x.numel() // len(x))
-            grad_x, sums = fused.mix_backward(x, grad, steps, _ranges(ctx.grids), shares, count)
+            count, ours = size * (x.numel() // len(x)), fused.laid_out(grad, x.stride())
+            grad_x, sums = fused.mix_backward(x, ours, steps, _ranges(ctx.grids), shares, count)
             return grad_x, factor * sums.change, None, (factor * sums.dots).to(shares.dtype), None, None
         grad_x, change, dots = torch.zeros_like(x), torch.zeros_like(steps), torch.zeros_like(shares)
         for k, (step, grid) in enumerate(zip(steps, ctx.grids, strict=True)):

@@ -198,12 +198,11 @@ class FusedPasses(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of the input, the log steps and ``c``."""
         steps, *rest = ctx.saved_tensors
-        overwrite = ctx.estimate.overwrites_gradient
-        if grad.stride() != ctx.stride:
-            grad, overwrite = torch.empty_strided(grad.shape, ctx.stride).copy_(grad), True
+        ours = fused.laid_out(grad, ctx.stride)
+        overwrite = ctx.estimate.overwrites_gradient or ours is not grad
         gated = ctx.gated and ctx.needs_input_grad[3]
         grad_x, sums = fused.backward(
-            fused.Kept(*rest) if ctx.in_place else rest[0], grad, steps, ctx.ranges, ctx.choice,
+            fused.Kept(*rest) if ctx.in_place else rest[0], ours, steps, ctx.ranges, ctx.choice,
             leading=ctx.leading, gated=gated, correction=ctx.estimate.correction, overwrite=overwrite,
         )  # fmt: skip
         grad_steps = torch.zeros_like(steps)

@@ -60,8 +60,7 @@ def _in_one_pass(
     """`_in_torch` by the C kernel. Left to the compiler, masks of all tensors are written at the end of its forward."""
     if not fused.dense(x):
         x = x.contiguous()
-    if grad.stride() != x.stride():
-        grad = torch.empty_like(x).copy_(grad)
+    grad = fused.laid_out(grad, x.stride())
     ranges = list(zip(*limits.tolist(), strict=True))
     grad_x, sums = fused.backward(
         x, grad, steps, ranges, int(choice), leading=size * (x.numel() // len(x)), gated=gated, correction=0.0,
