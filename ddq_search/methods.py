@@ -32,6 +32,8 @@ def quantizers_of(config: RunConfig) -> Quantizers:
     search, own = config.search, Quantizers()
     if search.method == "dqss":
         own = _CALIBRATED if search.mode == "ptq" else _TRAINED
+    elif search.method == "lsq-uniform":
+        own = Quantizers(("lsq",), ("lsq",))
     elif search.method in INFERRING:
         own = Quantizers(("dq-u3",), ("dq-u3",))
     found = Quantizers(

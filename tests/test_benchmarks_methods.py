@@ -57,16 +57,26 @@ def test_finished_cells_are_read_and_only_missing_ones_run(table, tmp_path, monk
 
     def fake(arguments, keep, row, seed):
         ran.append((row, seed))
-        return cell(row, seed, 80.0 + seed)
+        return {**cell(row, seed, 80.0 + seed), "seconds": 1.0}
 
     monkeypatch.setattr(table, "_cell", fake)
     rows = ["lsq 2/32", "ddq w2.14 a4"]
+    options = ["table.py", "--keep", str(tmp_path), "--rows", *rows, "--out", str(tmp_path / "out.json")]
     for seeds, expected in ((["0"], 2), (["0", "1"], 2), (["1"], 0)):
         ran.clear()
-        options = ["--keep", str(tmp_path), "--rows", *rows, "--seeds", *seeds, "--out", str(tmp_path / "out.json")]
-        monkeypatch.setattr(sys, "argv", ["table.py", *options])
+        monkeypatch.setattr(sys, "argv", [*options, "--seeds", *seeds])
         table.main()
         assert len(ran) == expected
     document = json.loads((tmp_path / "out.json").read_text())
-    assert len(document["cells"]) == 4
+    assert [found["seed"] for found in document["cells"]] == [1, 1]
     assert "lsq 2/32" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*options, "--seeds", "1", "--set", "training.joint_epochs=3"])
+    with pytest.raises(SystemExit, match=r"lsq_2-32-1.json is a cell of another configuration"):
+        table.main()
+
+
+def test_uniform_lsq_is_lsq_unless_asked_otherwise(table):
+    arguments = Namespace(model="resnet8", data="digits", set=[])
+    found = {row: quantizers_of(table._config(arguments, table.ROWS[row], 0)) for row in ("lsq 4/4", "uniform 4/4")}
+    assert (found["lsq 4/4"].weights, found["lsq 4/4"].activations) == (("lsq",), ("lsq",))
+    assert (found["uniform 4/4"].weights, found["uniform 4/4"].activations) == (("uniform",), ("uniform",))

@@ -3,8 +3,11 @@
 python benchmarks/methods/table.py --data PATH/TO/cifar10-jpeg.tar.xz --keep runs/methods --seeds 0 1 2
 
 A row is a method under budgets. All rows of a seed share data, float model and float baseline; each gets ``joint +
-finetune`` epochs. Cells that are finished are read, not run; ``--rows`` chooses. Without ``--data`` the embedded digits
-are used, which only shows that everything runs.
+finetune`` epochs. Cells that are finished are read, not run, and refused where they are of another configuration;
+``--rows`` chooses. Without ``--data`` the embedded digits are used, which only shows that everything runs.
+
+The rows ``lsq`` train LSQ as published, one step per tensor; the rows ``uniform`` the quantizers that DDQ searches with
+(steps per channel, set by their error), at fixed bits.
 """
 
 from __future__ import annotations
@@ -46,12 +49,25 @@ def _fixed(weights: int, activations: int) -> list[str]:
     return ["search.method=lsq-uniform", f"space.weight_bits=[{weights}]", f"space.activation_bits=[{activations}]"]
 
 
+SAME_QUANTIZERS = ['search.weight_quantizers=["uniform"]', 'search.activation_quantizers=["uniform"]']
+AS_PUBLISHED = [
+    'search.weight_quantizers=["learned"]', "search.gates=thresholded", "search.constraint=squared-gap",
+    "search.penalty=0.1", "quantizers.gate_gradient=through_z", "quantizers.nearest=raw", "quantizers.window=levels",
+    "quantizers.correction=0.1", "quantizers.mirrored=false", "quantizers.scale_gradient=levels",
+]  # fmt: skip
+"""DDQ's free levels, thresholded gates with gradients through Z_U, gradient correction and two-sided penalty."""
+
+
 ROWS: dict[str, list[str]] = {
     "lsq 2/32": _fixed(2, 32),
     "lsq 4/4": _fixed(4, 4),
     "lsq 8/8": _fixed(8, 8),
+    "uniform 2/32": [*_fixed(2, 32), *SAME_QUANTIZERS],
+    "uniform 4/4": [*_fixed(4, 4), *SAME_QUANTIZERS],
+    "uniform 8/8": [*_fixed(8, 8), *SAME_QUANTIZERS],
     "dq-u3 w2.14": [*WEIGHTS_ONLY, *SMALL, "search.method=dq"],
     "ddq w2.14": [*WEIGHTS_ONLY, *SMALL],
+    "ddq as published w2.14": [*WEIGHTS_ONLY, *SMALL, *AS_PUBLISHED],
     "edmips w2.14": [*WEIGHTS_ONLY, *SMALL, "search.method=edmips"],
     "dq-u3 w2.14 a4": [*MIXED, *SMALL_BOTH, "search.method=dq"],
     "ddq w2.14 a4": [*MIXED, *SMALL_BOTH],
@@ -64,6 +80,8 @@ ROWS: dict[str, list[str]] = {
 }
 PAIRS = [
     ("dq-u3 w2.14", "lsq 2/32"),
+    ("dq-u3 w2.14", "uniform 2/32"),
+    ("ddq w2.14", "ddq as published w2.14"),
     ("ddq w2.14", "dq-u3 w2.14"),
     ("ddq w2.14", "edmips w2.14"),
     ("ddq w2.14 a4", "dq-u3 w2.14 a4"),
@@ -73,6 +91,7 @@ PAIRS = [
     ("ddq w2.14 a4", "ilp w2.14 a4"),
     ("ddq w2.14 a4", "dqss w2.14 a4"),
     ("ddq w4 a4", "lsq 4/4"),
+    ("ddq w4 a4", "uniform 4/4"),
     ("ddq w4 a4", "float"),
 ]
 
@@ -92,13 +111,18 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep = Path(arguments.keep)
     (keep / "cells").mkdir(parents=True, exist_ok=True)
+    cells = []
     for seed in arguments.seeds:
         for row in arguments.rows:
             path = keep / "cells" / f"{row.replace(' ', '_').replace('/', '-')}-{seed}.json"
+            asked = _config(arguments, ROWS[row], seed).fingerprint()
             if not path.exists():
-                path.write_text(json.dumps(_cell(arguments, keep, row, seed)) + "\n")
-                print(path.read_text().strip(), flush=True)
-    cells = [json.loads(path.read_text()) for path in sorted((keep / "cells").glob("*.json"))]
+                cell = {"fingerprint": asked, **_cell(arguments, keep, row, seed)}
+                path.write_text(json.dumps(cell) + "\n")
+                print(f"{row}, seed {seed}: test {cell['test']:.2f} in {cell['seconds']} s", flush=True)
+            cells.append(json.loads(path.read_text()))
+            if cells[-1]["fingerprint"] != asked:
+                sys.exit(f"{path} is a cell of another configuration; name another folder with --keep, or remove it")
     document = {"command": " ".join(["benchmarks/methods/table.py", *sys.argv[1:]]), **summary(cells), "cells": cells}
     for part in ("rows", "differences"):
         for entry in document[part]:
