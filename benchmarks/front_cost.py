@@ -3,8 +3,9 @@
 python benchmarks/front_cost.py --out benchmarks/results/front_cost.json
 
 The front: joint training, fine-tuning, re-estimated statistics and evaluation of every searched policy. The uniform
-training: one policy, `joint + finetune` epochs, evaluated. Both start from the same float model, in one process, with
-the same threads. Every policy of the front is then trained alone for as long as the uniform one.
+training: one policy, as many epochs as told (`joint + finetune` unless told), evaluated. Both start from the same float
+model, in one process, with the same threads. Every policy of the front is then trained alone for as long as the uniform
+one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from ddq_search.cli import assembly
 from ddq_search.cli.settings import read_config
 from ddq_search.config import RunConfig
+from ddq_search.finetune_shares import epochs_of
 from ddq_search.joint import policies_of, train_jointly
 from ddq_search.judgement import judge_points
 from ddq_search.policy import Policy, uniform
@@ -38,7 +40,9 @@ def main() -> None:
     config = read_config(Path(arguments.config) if arguments.config else None, {}, None, arguments.set)
     problem = assembly.assemble(config)
     with tempfile.TemporaryDirectory() as folder:
-        result = _measure(problem, config, Path(arguments.keep or folder), arguments.alone)
+        training = config.training
+        epochs = arguments.uniform_epochs or training.joint_epochs + training.finetune_epochs
+        result = _measure(problem, config, Path(arguments.keep or folder), epochs, arguments.alone)
     document = {
         "command": " ".join(["benchmarks/front_cost.py", *sys.argv[1:]]),
         "threads": arguments.threads,
@@ -54,15 +58,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--config")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the configuration")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--uniform-epochs", type=int, help="of the uniform training, and of the points trained alone")
     parser.add_argument("--alone", type=int, default=8, help="how many points of the front are trained alone")
     parser.add_argument("--keep", help="folder for checkpoints, to go on with after an interruption")
     parser.add_argument("--out")
     return parser.parse_args()
 
 
-def _measure(problem: Problem, config: RunConfig, folder: Path, alone: int) -> dict[str, object]:
-    training = config.training
-    epochs = training.joint_epochs + training.finetune_epochs
+def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alone: int) -> dict[str, object]:
     stages = _stages(problem, folder / "search")
     teacher = stages.train_float()
     bits = uniform(problem.space, 4, 8)
@@ -74,7 +77,9 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, alone: int) -> d
     searched = train_jointly(stages, teacher)
     joint_s = time.perf_counter() - began
     policies = [policy for policy in policies_of(stages, searched) if policy.origin == "search"]
-    candidates = [stages.finetune(policy, searched.net, teacher) for policy in policies]
+    shares = epochs_of(stages, policies, searched.net, teacher)
+    tuned = zip(policies, shares, strict=True)
+    candidates = [stages.finetune(policy, searched.net, teacher, own) for policy, own in tuned]
     front_s = time.perf_counter() - began
     points = [point for point in judge_points(problem, candidates) if point.on_front and point.within_budgets]
     rows = []
@@ -95,6 +100,7 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, alone: int) -> d
         "data": problem.source.name,
         "epochs_uniform": epochs,
         "policies_tuned": len(policies),
+        "epochs_tuned": shares,
         "points_on_front": len(points),
         "uniform_s": round(uniform_s, 1),
         "joint_s": round(joint_s, 1),

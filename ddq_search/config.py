@@ -32,7 +32,7 @@ _NO_PART: dict[str, Any] = {"out": True, "training": {"device", "compile"}, "sea
 """What changes no checkpoint of a run: where it is computed and kept, and what it is compared with afterwards."""
 
 _YOUNGER: dict[str, dict[str, Any]] = {
-    "training": {"optimizer": "sgd"},
+    "training": {"optimizer": "sgd", "finetune_shares": "by-need"},
     "search": {"gates": "sampled", "constraint": "lagrangian", "coldest": None},
 }
 """Keys by section that older versions did not know, and their defaults."""
@@ -102,7 +102,8 @@ class TrainingConfig(_Section):
     """Epochs, learning rates and what else training needs.
 
     ``float_epochs = 0`` starts from the given weights as they are. ``optimizer`` trains the network's own weights:
-    ``sgd`` has Nesterov's momentum. ``accumulate`` batches share an optimizer step.
+    ``sgd`` has Nesterov's momentum. ``finetune_epochs`` are a point's on average: ``by-need`` gives more to points that
+    the supernet serves worse (`ddq_search.finetune_shares`). ``accumulate`` batches share an optimizer step.
     ``ema_decay`` > 0 lets the float model, the baseline and every fine-tuned policy end as the moving average of their
     weights. ``distillation`` is the share of the loss that is the distance to the float model's output, estimated on
     ``distilled_share`` of each batch (on all of it where there is no other loss).
@@ -113,6 +114,7 @@ class TrainingConfig(_Section):
     float_epochs: Annotated[int, Field(ge=0)] = 30
     joint_epochs: Positive = 40
     finetune_epochs: Annotated[int, Field(ge=0)] = 2
+    finetune_shares: Literal["by-need", "equal"] = "by-need"
     batch_size: Positive = 64
     optimizer: Literal["sgd", "adam"] = "sgd"
     float_rate: Rate = 0.1

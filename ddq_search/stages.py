@@ -188,6 +188,25 @@ class Stages:
         own_share = count * factor / len(x)  # 1 in one process
         return value + weight * own_share * self.task.distance(output[:count], reference)
 
+    @torch.no_grad()
+    def distance_to(self, teacher: Supernet, batches: int) -> Callable[[Supernet], float]:
+        """Returns what measures how far a network's output is from the teacher's: the task's distance, on average.
+
+        On the first calibration batches, on which the network's batch-norm statistics are re-estimated before.
+        """
+        images = list(inputs(self.problem, batches))
+        teacher.eval()
+        references = [widened(teacher(x)) for x in images]
+
+        @torch.no_grad()
+        def distance(net: Supernet) -> float:
+            net.reestimate_norms(images)
+            net.eval()
+            pairs = zip(images, references, strict=True)
+            return sum(float(self.task.distance(widened(net(x)), own)) for x, own in pairs) / len(images)
+
+        return distance
+
     def calibrated(self, teacher: Supernet, sets: int = 1) -> Supernet:
         """Returns a fresh supernet of the float model's weights, its quantizers set on the calibration batches."""
         net = self.problem.placed_supernet(sets=sets)
@@ -229,8 +248,13 @@ class Stages:
 
     # -- fine-tuning --------------------------------------------------------------------------------------------
 
-    def finetune(self, policy: Policy, supernet: Supernet, teacher: Supernet) -> Candidate:
-        """Fine-tunes one policy from the supernet's weights; returns it with its validation figures."""
+    def finetune(
+        self, policy: Policy, supernet: Supernet, teacher: Supernet, epochs: int | None = None
+    ) -> Candidate:  # fmt: skip
+        """Fine-tunes one policy from the supernet's weights; returns it with its validation figures.
+
+        As many ``epochs`` as configured unless told.
+        """
         settings = self.settings
 
         def prepare(net: Supernet) -> None:
@@ -240,7 +264,8 @@ class Stages:
             net.reestimate_norms(inputs(self.problem, settings.norm_batches))
 
         rates = (settings.finetune_rate, settings.step_rate / 3)
-        return self._trained("finetune", policy, prepare, teacher, settings.finetune_epochs, rates)
+        epochs = settings.finetune_epochs if epochs is None else epochs
+        return self._trained("finetune", policy, prepare, teacher, epochs, rates)
 
     def train_policy(self, policy: Policy, teacher: Supernet, epochs: int) -> Candidate:
         """Trains one policy from the float model, without any search; returns it with its validation figures."""

@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
-from ddq_search.compute import widened
-from ddq_search.problem import inputs
 from ddq_search.quantizers.strategies import StrategyQuantizer
 from ddq_search.stages import Stages
 from ddq_search.supernet import Supernet
 
 
-@torch.no_grad()
 def keep_nearest(stages: Stages, net: Supernet, policy: Mapping[str, int], teacher: Supernet) -> str | None:
     """Lets all tensors have one strategy where that is nearer to the float model's output than what was learned.
 
@@ -35,9 +30,7 @@ def keep_nearest(stages: Stages, net: Supernet, policy: Mapping[str, int], teach
     """
     quantizers = [each for each in net.tensor_quantizers() if isinstance(each, StrategyQuantizer)]
     learned = [each.chosen.clone() for each in quantizers]
-    images = list(inputs(stages.problem, stages.batches.train_batches(stages.settings.batch_size)))
-    teacher.eval()
-    references = [widened(teacher(x)) for x in images]
+    measured = stages.distance_to(teacher, stages.batches.train_batches(stages.settings.batch_size))
     net.set_policy(policy)
 
     def choose(name: str | None) -> None:
@@ -48,10 +41,7 @@ def keep_nearest(stages: Stages, net: Supernet, policy: Mapping[str, int], teach
 
     def distance(name: str | None) -> float:
         choose(name)
-        net.reestimate_norms(images)
-        net.eval()
-        pairs = zip(images, references, strict=True)
-        return sum(float(stages.task.distance(widened(net(x)), reference)) for x, reference in pairs)
+        return measured(net)
 
     names = dict.fromkeys(name for each in quantizers for name in each.names)
     nearest = min((None, *names), key=distance)

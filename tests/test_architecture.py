@@ -22,8 +22,8 @@ FLOORS = (
      "planned_projector", "lagrangian", "interchange", "quantizer_recipe", "training", "evaluation", "requantization",
      "record", "config", "integer", "problem", "gate_training", "mixture_training", "methods", "distributed",
      "batch_statistics", "batches", "compute", "compilation", "loss_scale"),
-    ("search", "stages", "solve", "ptq", "baselines", "relaxed", "strategy_guard", "joint", "api", "tune", "export",
-     "verify"),
+    ("search", "stages", "solve", "ptq", "baselines", "relaxed", "strategy_guard", "finetune_shares", "joint", "api",
+     "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip
 """Parts of the core by floor, lowest first; ``tune_study`` lives where ``tune`` does."""

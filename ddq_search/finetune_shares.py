@@ -1,0 +1,52 @@
+"""Fine-tuning where the supernet serves least: the points of a front share their epochs by what they lack.
+
+A supernet's weights suit the policies of many bits better than those of few. All points together get P ×
+``finetune_epochs``, as if each had its own; every point gets one, and each further one goes to the point with the most
+distance to the float model's output per epoch it has (the highest averages of D'Hondt). Ours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from ddq_search import distributed
+from ddq_search.policy import Policy
+from ddq_search.stages import Stages
+from ddq_search.supernet import Supernet
+
+
+def epochs_of(stages: Stages, policies: Sequence[Policy], supernet: Supernet, teacher: Supernet) -> list[int]:
+    """Returns the fine-tuning epochs of every policy, those of uniform references as configured."""
+    equal = stages.settings.finetune_epochs
+    epochs = [equal] * len(policies)
+    points = [index for index, policy in enumerate(policies) if policy.origin != "uniform"]
+    if stages.settings.finetune_shares == "equal" or stages.frozen or equal < 2 or len(points) < 2:
+        return epochs
+    chosen = [policies[index] for index in points]
+    lacking = distributed.from_first(lambda: distances(stages, chosen, supernet, teacher))
+    for index, own in zip(points, shared(equal * len(points), lacking), strict=True):
+        epochs[index] = own
+    return epochs
+
+
+def shared(total: int, needs: Sequence[float]) -> list[int]:
+    """Returns integers that add up to ``total``, at least one for each need.
+
+    >>> shared(8, [6.0, 2.0, 1.0])
+    [5, 2, 1]
+    """
+    parts = [1] * len(needs)
+    for _ in range(total - len(needs)):
+        parts[max(range(len(needs)), key=lambda index: needs[index] / parts[index])] += 1
+    return parts
+
+
+def distances(stages: Stages, policies: Sequence[Policy], supernet: Supernet, teacher: Supernet) -> list[float]:
+    """Returns each policy's distance to the float model's output with the supernet's weights."""
+    measured, net = stages.distance_to(teacher, stages.settings.calibration_batches), copy.deepcopy(supernet)
+    found = []
+    for policy in policies:
+        net.set_policy(policy.bits)
+        found.append(measured(net))
+    return found
