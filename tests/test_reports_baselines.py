@@ -42,7 +42,14 @@ def test_one_seed_by_hand(record):
 
 @pytest.mark.parametrize(
     ("gains", "verdict"),
-    [((1.0, 2.0, 3.0), "the search wins"), ((-1.0, -2.0, -3.0), "the search loses"), ((-3.0, 3.0, 0.5), "no clear")],
+    [
+        ((1.9, 2.0, 2.1), "the search wins."),
+        ((-1.9, -2.0, -2.1), "the search loses."),
+        ((1.0, 2.0, 3.0), "no difference shown."),
+        ((-3.0, 3.0, 0.5), "no difference shown."),
+        ((2.0, 2.01), "the search wins."),
+        ((1.0, 2.0), "no difference shown; two seeds give a very wide interval, add a third."),
+    ],
 )
 def test_seeds_give_an_interval(record, gains, verdict):
     """The corners (0, 10) and (1, 10) fix the reference; the search's cost varies around the baseline's 5."""
@@ -51,8 +58,24 @@ def test_seeds_give_an_interval(record, gains, verdict):
     row = baselines.facts(seeds).iloc[0]
     assert row["difference"] == pytest.approx(np.mean(gains) * 0.05)
     assert row["low"] <= row["difference"] <= row["high"]
-    assert verdict in baselines.sentences(seeds)[0]
-    assert "3 seeds" in baselines.sentences(seeds)[0]
+    sentence = baselines.sentences(seeds)[0]
+    assert f"{len(gains)} seeds" in sentence
+    assert sentence.endswith(verdict)
+
+
+def test_the_interval_by_hand():
+    """Mean 2, s = 1; t(0.975, 2) = 4.303 from the table."""
+    assert baselines.interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
+        (2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3
+    )
+    assert np.isnan(baselines.interval(np.array([1.0]))).all()
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_where_there_is_no_difference_one_interval_in_twenty_says_so(seeds):
+    noise = np.random.default_rng(0).normal(size=(2_000, seeds))
+    shown = [low > 0 or high < 0 for low, high in map(baselines.interval, noise)]
+    assert 0.035 < np.mean(shown) < 0.065
 
 
 def test_runs_of_other_budgets_are_other_groups(record):
