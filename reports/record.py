@@ -8,7 +8,8 @@ Units as in the files: seconds and bytes. One row per
 * ``live``: (point, step of the schedule), with the bytes alive during it;
 * ``history``: epoch of any phase; ``gates``: (history row, variable, candidate), with its probability;
 * ``variables``: variable of the search space, with the layers or tensors it covers;
-* ``baselines``: policy of another way of choosing (``kind``), with its loss, score and costs; maybe none.
+* ``baselines``: policy of another way of choosing (``kind``), with its loss, score and costs; no columns
+  where none was tried.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class RunRecord:
     environment: Mapping[str, Any]
     verifications: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     baselines: pd.DataFrame = field(default_factory=pd.DataFrame)
+    solved: bool = False
 
     @property
     def task(self) -> Mapping[str, Any]:
@@ -76,6 +78,13 @@ class RunRecord:
     def best(self) -> str | None:
         """Name of the policy that the run recommends, or None when none meets the budgets."""
         return self.front.get("best")
+
+    @property
+    def baseline_kinds(self) -> list[str]:
+        """Other ways of choosing that were tried, those that found no policy within the budgets too."""
+        if "kind" not in self.baselines:
+            return []
+        return list(dict.fromkeys([*self.baselines["kind"], *self.config.get("search", {}).get("baselines", [])]))
 
     @property
     def calibrated(self) -> bool:
@@ -127,6 +136,7 @@ def load_run(path: Path | str) -> RunRecord:
                 file.parent.name: _read(file, json.loads) for file in sorted(path.glob("export/*/verification.json"))
             },
             baselines=_baselines(path / "baselines.json"),
+            solved=(path / "solved.json").exists(),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else str(error)
@@ -183,7 +193,7 @@ def _baselines(file: Path) -> pd.DataFrame:
         return pd.DataFrame()
     points = _read(file, json.loads)["points"]
     columns = ("name", "kind", "val_loss", "val_score", "latency_s", "flash_bytes", "peak_ram_bytes")
-    return pd.DataFrame([{key: point[key] for key in columns} for point in points])
+    return pd.DataFrame([{key: point[key] for key in columns} for point in points], columns=columns)
 
 
 def _json_lines(text: str) -> list[dict[str, Any]]:

@@ -19,12 +19,18 @@ def record(tmp_path):
     return load_run(write_run(tmp_path / "run"))
 
 
-def with_points(record: RunRecord, search: list[tuple[float, float]], other: list[tuple[float, float]]) -> RunRecord:
+EQUAL = [(0.5, 5.0), (0.0, 10.0), (1.0, 10.0)]
+"""A baseline's points of hypervolume 0.25, whose corners (0, 10) and (1, 10) fix the reference."""
+
+
+def with_points(
+    record: RunRecord, search: list[tuple[float, float]], other: list[tuple[float, float]], seed: int = 0
+) -> RunRecord:
     """The record with searched points and ``ilp`` baselines at the given (loss, latency), budgeted in latency."""
     rows = [{**record.points.iloc[0], "origin": "search", "within_budgets": True, "val_loss": loss, "latency_s": cost}
             for loss, cost in search]  # fmt: skip
     ilp = pd.DataFrame([{"name": "i", "kind": "ilp", "val_loss": loss, "latency_s": cost} for loss, cost in other])
-    front = {**record.front, "budgets": {"latency_s": 1.0}}
+    front = {**record.front, "budgets": {"latency_s": 1.0}, "seed": seed}
     return dataclasses.replace(record, points=pd.DataFrame(rows), baselines=ilp, front=front)
 
 
@@ -52,9 +58,8 @@ def test_one_seed_by_hand(record):
     ],
 )
 def test_seeds_give_an_interval(record, gains, verdict):
-    """The corners (0, 10) and (1, 10) fix the reference; the search's cost varies around the baseline's 5."""
-    corners = [(0.0, 10.0), (1.0, 10.0)]
-    seeds = [with_points(record, [(0.5, 5.0 - gain)], [(0.5, 5.0), *corners]) for gain in gains]
+    """The search's cost varies around the baseline's 5."""
+    seeds = [with_points(record, [(0.5, 5.0 - gain)], EQUAL, seed) for seed, gain in enumerate(gains)]
     row = baselines.facts(seeds).iloc[0]
     assert row["difference"] == pytest.approx(np.mean(gains) * 0.05)
     assert row["low"] <= row["difference"] <= row["high"]
@@ -82,6 +87,86 @@ def test_runs_of_other_budgets_are_other_groups(record):
     first = with_points(record, [(0.5, 5.0)], [(1.0, 10.0)])
     second = dataclasses.replace(first, front={**first.front, "budgets": {"latency_s": 2.0}})
     assert len(baselines.facts([first, second])["group"].unique()) == 2
+
+
+def with_config(record: RunRecord, **sections: object) -> RunRecord:
+    return dataclasses.replace(record, config={**record.config, **sections})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("search", "mode", "supernet"), ("training", "joint_epochs", 8), ("data", "limit", 100)],
+)
+def test_other_settings_are_other_groups_and_are_named(record, section, key, value):
+    first, second = (with_points(with_config(record, search={}), [(0.5, 4.0)], EQUAL, seed) for seed in (0, 1))
+    runs = [first, with_config(second, **{section: {key: value}})]
+    found = baselines.facts(runs)
+    assert found["seeds"].tolist() == [1, 1]
+    absent, present = found["group"]
+    assert (f"{section}.{key} absent" in absent, f"{section}.{key} {value}" in present) == (True, True)
+    assert [line.partition(": Hypervolume")[0] for line in baselines.sentences(runs)] == [absent, present]
+
+
+def test_a_solved_run_is_no_seed_of_a_search(record):
+    first, second = (with_points(record, [(0.5, 4.0)], EQUAL, seed) for seed in (0, 1))
+    (record.path / "solved.json").write_text("{}")
+    solved = dataclasses.replace(second, solved=load_run(record.path).solved)
+    assert baselines.facts([first, solved])["seeds"].tolist() == [1, 1]
+
+
+def test_where_a_run_was_computed_and_kept_is_no_setting(record):
+    first, second = (with_points(record, [(0.5, 4.0)], EQUAL, seed) for seed in (0, 1))
+    elsewhere = {"out": "elsewhere", "seed": 1, "training": {"threads": 4, "device": "cuda", "compile": True}}
+    assert baselines.facts([first, with_config(second, **elsewhere)])["seeds"].tolist() == [2]
+
+
+def test_a_seed_that_comes_again_counts_once_and_is_told(record):
+    first, second = (with_points(record, [(0.5, 4.0)], EQUAL, seed) for seed in (0, 1))
+    without = dataclasses.replace(first, baselines=pd.DataFrame())
+    assert baselines.facts([without, first, second, first]).equals(baselines.facts([first, second]))
+    assert baselines.sentences([first, first]) == [
+        "Seed 0 comes 2 times with equal settings: it counts once.",
+        *baselines.sentences([first]),
+    ]
+
+
+def test_runs_without_a_baseline_are_left_out_of_its_comparison(record):
+    """Two losing seeds would win on average with a run without baselines counted as hypervolume 0."""
+    losing = [with_points(record, [(0.5, 6.0)], EQUAL, seed) for seed in (0, 1)]
+    without = dataclasses.replace(with_points(record, [(0.5, 5.0)], EQUAL, 2), baselines=pd.DataFrame())
+    random = losing[1].baselines.assign(kind="random")
+    both = dataclasses.replace(losing[1], baselines=pd.concat([losing[1].baselines, random]))
+    found = baselines.facts([losing[0], both, without]).set_index("kind")
+    assert found["seeds"].to_dict() == {"ilp": 2, "random": 1}
+    assert found["difference"].to_list() == pytest.approx([-0.05, -0.05])
+
+
+def test_a_baseline_that_found_nothing_counts_as_zero(record):
+    """The configuration asks for it, and there is the file of baselines."""
+    asked = with_config(record, search={"baselines": ["ilp", "greedy"]})
+    searches = [with_points(asked, [(0.5, cost)], EQUAL, seed) for seed, cost in enumerate((5.0, 4.0))]
+    (record.path / "baselines.json").write_text('{"points": []}')
+    nothing = dataclasses.replace(searches[1], baselines=load_run(record.path).baselines)
+    found = baselines.facts([searches[0], nothing]).set_index("kind")
+    assert found[["seeds", "found"]].T.to_dict("list") == {"ilp": [2, 1], "greedy": [2, 0]}
+    assert found["baseline"].to_dict() == pytest.approx({"ilp": 0.125, "greedy": 0.0})
+    assert baselines.sentences([searches[0], nothing])[1] == (
+        "Hypervolume over latency, 2 seeds: 0.275; no policy of greedy is within the budgets."
+    )
+
+
+def test_a_search_that_found_nothing_counts_as_zero(record):
+    one = with_points(record, [(0.5, 5.0)], EQUAL)
+    over = dataclasses.replace(one, points=one.points.assign(within_budgets=False))
+    assert baselines.facts([over])[["search", "baseline"]].to_numpy().tolist() == [[0.0, 0.25]]
+    assert baselines.sentences([dataclasses.replace(over, baselines=over.baselines.iloc[:0])]) == []
+
+
+def test_uniform_policies_over_budget_count_as_zero(record):
+    one = with_points(record, [(0.5, 5.0)], EQUAL)
+    uniform = one.points.assign(origin="uniform", within_budgets=False)
+    found = baselines.facts([dataclasses.replace(one, points=pd.concat([one.points, uniform]))]).set_index("kind")
+    assert found["baseline"].to_dict() == pytest.approx({"uniform": 0.0, "ilp": 0.25})
 
 
 def test_a_run_without_baselines_says_nothing(record):
