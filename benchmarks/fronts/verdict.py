@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def main() -> None:
     for sentence in sentences(records):
         print(sentence)
     document = {
-        "command": " ".join(["benchmarks/fronts/verdict.py", *sys.argv[1:]]),
+        "command": " ".join(["benchmarks/fronts/verdict.py", *(run.name for run in arguments.runs)]),
         "verdict": [_without_folder(row) for row in json.loads(facts(records).to_json(orient="records"))],
         "runs": [_run(record) for record in records],
     }
