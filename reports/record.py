@@ -9,7 +9,7 @@ Units as in the files: seconds and bytes. One row per
 * ``history``: epoch of any phase; ``gates``: (history row, variable, candidate), with its probability;
 * ``variables``: variable of the search space, with the layers or tensors it covers;
 * ``baselines``: policy of another way of choosing (``kind``), with its loss, score and costs; no columns
-  where none was tried.
+  where none was tried; ``tried``: the kinds, those that found nothing too.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class RunRecord:
     environment: Mapping[str, Any]
     verifications: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     baselines: pd.DataFrame = field(default_factory=pd.DataFrame)
+    tried: tuple[str, ...] = ()
     solved: bool = False
 
     @property
@@ -82,9 +83,7 @@ class RunRecord:
     @property
     def baseline_kinds(self) -> list[str]:
         """Other ways of choosing that were tried, those that found no policy within the budgets too."""
-        if "kind" not in self.baselines:
-            return []
-        return list(dict.fromkeys([*self.baselines["kind"], *self.config.get("search", {}).get("baselines", [])]))
+        return list(dict.fromkeys([*self.baselines.get("kind", []), *self.tried]))
 
     @property
     def calibrated(self) -> bool:
@@ -117,7 +116,7 @@ def load_run(path: Path | str) -> RunRecord:
     except GraphError as error:
         raise _broken(path / "graph.json", str(error)) from error
     try:
-        points = _points(front["points"])
+        points, config = _points(front["points"]), _read(path / "config.toml", tomllib.loads)
         return RunRecord(
             path=path,
             front=front,
@@ -130,12 +129,12 @@ def load_run(path: Path | str) -> RunRecord:
             gates=_gates(rows, space),
             unused_rules=[str(rule) for rule in space.get("unused_rules") or []],
             graph=graph,
-            config=_read(path / "config.toml", tomllib.loads),
+            config=config,
             environment=_read(path / "environment.json", json.loads),
             verifications={
                 file.parent.name: _read(file, json.loads) for file in sorted(path.glob("export/*/verification.json"))
             },
-            baselines=_baselines(path / "baselines.json"),
+            **_baselines(path / "baselines.json", config),
             solved=(path / "solved.json").exists(),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -188,12 +187,16 @@ def _check_front(file: Path, front: Any) -> None:
         raise _broken(file, f"best policy {front['best']!r} is not among the points")
 
 
-def _baselines(file: Path) -> pd.DataFrame:
+def _baselines(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a record about baselines."""
     if not file.exists():
-        return pd.DataFrame()
-    points = _read(file, json.loads)["points"]
+        return {}
+    document = _read(file, json.loads)
     columns = ("name", "kind", "val_loss", "val_score", "latency_s", "flash_bytes", "peak_ram_bytes")
-    return pd.DataFrame([{key: point[key] for key in columns} for point in points], columns=columns)
+    points = pd.DataFrame([{key: point[key] for key in columns} for point in document["points"]], columns=columns)
+    # files of older versions do not say which kinds found nothing: those of the configuration
+    tried = document.get("kinds", config.get("search", {}).get("baselines", []))
+    return {"baselines": points, "tried": tuple(str(kind) for kind in tried)}
 
 
 def _json_lines(text: str) -> list[dict[str, Any]]:

@@ -142,11 +142,12 @@ def test_runs_without_a_baseline_are_left_out_of_its_comparison(record):
 
 
 def test_a_baseline_that_found_nothing_counts_as_zero(record):
-    """The configuration asks for it, and there is the file of baselines."""
-    asked = with_config(record, search={"baselines": ["ilp", "greedy"]})
-    searches = [with_points(asked, [(0.5, cost)], EQUAL, seed) for seed, cost in enumerate((5.0, 4.0))]
-    (record.path / "baselines.json").write_text('{"points": []}')
-    nothing = dataclasses.replace(searches[1], baselines=load_run(record.path).baselines)
+    """The file of baselines names it."""
+    (record.path / "baselines.json").write_text('{"kinds": ["ilp", "greedy"], "points": []}')
+    read = load_run(record.path)
+    assert read.baseline_kinds == ["ilp", "greedy"]
+    searches = [with_points(read, [(0.5, cost)], EQUAL, seed) for seed, cost in enumerate((5.0, 4.0))]
+    nothing = dataclasses.replace(searches[1], baselines=read.baselines)
     found = baselines.facts([searches[0], nothing]).set_index("kind")
     assert found[["seeds", "found"]].T.to_dict("list") == {"ilp": [2, 1], "greedy": [2, 0]}
     assert found["baseline"].to_dict() == pytest.approx({"ilp": 0.125, "greedy": 0.0})

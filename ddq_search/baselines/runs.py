@@ -68,7 +68,10 @@ def run_baselines(stages: Stages, teacher: Supernet, kinds: Sequence[str]) -> di
         for number, bits in enumerate(chosen):
             policy = Policy(f"{kind}{number:02d}", bits, kind)
             points.append({"kind": kind, "epochs": epochs, **_trained(stages, teacher, policy, epochs)})
-    document = {"format": "ddq-search baselines", "version": 1, "seed": problem.config.seed, "points": points}
+    document = {
+        "format": "ddq-search baselines", "version": 1, "seed": problem.config.seed, "kinds": list(kinds),
+        "points": points,
+    }  # fmt: skip
     stages.record.write_json(FILE, document)
     return document
 
