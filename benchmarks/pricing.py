@@ -1,14 +1,17 @@
 """Policies priced per second, and how long the factors of a model take: medians of five on one thread.
 
-python benchmarks/pricing.py [--device NAME]
+python benchmarks/pricing.py [--device NAME] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +39,9 @@ def median_s(work: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cortex-a53-rpi3-lowbit-neon")
-    cost = cost_model(parser.parse_args().device)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    cost, found = cost_model(arguments.device), []
     torch.set_num_threads(1)
     with torch.device("meta"):
         graphs = {
@@ -52,7 +57,12 @@ def main() -> None:
         for costs in ((LATENCY, FLASH, PEAK_RAM), tables.costs):
             rate = POLICIES / median_s(lambda c=costs, t=tables, x=choices: t.price_many(x, c))
             print(f"{name} on {cost.name}: {rate:,.0f} policies/s for {', '.join(costs)}")
+            found.append({"network": name, "costs": costs, "policies_per_s": round(rate)})
         print(f"{name} on {cost.name}: all factors in {1e3 * factors_s:.1f} ms")
+        found.append({"network": name, "factors_ms": round(1e3 * factors_s, 1)})
+    document = {"command": " ".join(["benchmarks/pricing.py", *sys.argv[1:]]), "device": cost.name, "results": found}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
