@@ -44,9 +44,10 @@ UNIFORM = (StepAndLargest, BitsAndStep, BitsAndLargest)
 WEIGHTS = (DqWeights, DqU1Weights, DqU2Weights, DqP3Weights, DqP1Weights, DqP2Weights)
 
 
-def learned(range_class, signed, limits, step, largest):
+def learned(range_class, signed, limits, step, largest, power_of_two=False):
     """A range with a given step and largest level; the bitwidth of U1 and U2 follows."""
     found = range_class(signed, limits)
+    found.power_of_two = power_of_two
     with torch.no_grad():
         if range_class is StepAndLargest:
             found.set_start(torch.tensor(step), torch.tensor(largest))
@@ -88,8 +89,7 @@ def test_no_code_exceeds_the_bitwidth(range_class, signed, power_of_two, log_ste
     if signed and limits[0] == 1:
         limits = (2, 8)
     step = 2.0**log_step
-    found = learned(range_class, signed, limits, step, step * 2.0**log_ratio)
-    found.power_of_two = power_of_two
+    found = learned(range_class, signed, limits, step, step * 2.0**log_ratio, power_of_two)
     bits, largest = found.inferred_bits(), float(found.largest_level())
     assert limits[0] <= bits <= limits[1]
     assert limits[0] - 1e-4 <= found.bits().item() <= limits[1] + 1e-4
@@ -108,8 +108,7 @@ def test_a_rounded_step_does_not_widen_the_codes():
     """q_max/15 = 1.41 · 2^−4 rounds down to 2^−4, of which q_max holds 21: the official code's slip."""
     largest = 15 * 1.413 * 2**-4
     assert round(largest / 2**-4) == 21
-    found = learned(BitsAndLargest, False, (2, 4), largest / 15, largest)
-    found.power_of_two = True
+    found = learned(BitsAndLargest, False, (2, 4), largest / 15, largest, power_of_two=True)
     assert found.inferred_bits() == 4
     assert found.place(torch.tensor([100.0])).item() == 15 * 2**-4
 
@@ -142,6 +141,46 @@ def test_powers_of_two_stay_within_the_codebook(range_class, octaves, largest, l
     assert float(magnitudes.max()) == found.largest_level()
     assert limits[0] <= found.inferred_bits() <= min(limits[1], 4)
     assert limits[0] - 1e-4 <= found.bits().item() <= min(limits[1], 4) + 1e-4
+
+
+def assert_paid_rounded_up_is_used(found):
+    bits = found.bits()
+    assert math.ceil(bits.item() - 1e-5) == found.inferred_bits()
+    bits.backward()
+    slopes = [parameter.grad for parameter in found.parameters() if parameter.grad is not None]
+    assert slopes
+    assert all(torch.isfinite(slope) and slope != 0 for slope in slopes)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(UNIFORM), st.booleans(), st.booleans(), st.floats(-12, 6), st.floats(-3, 14),
+    st.sampled_from([(2, 8), (2, 4), (3, 5), (4, 8)]),
+)  # fmt: skip
+def test_paid_bits_rounded_up_are_the_bits_used(range_class, signed, power_of_two, log_step, log_ratio, limits):
+    step = 2.0**log_step
+    assert_paid_rounded_up_is_used(learned(range_class, signed, limits, step, step * 2.0**log_ratio, power_of_two))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(POWERS), st.floats(0.5, 40), st.floats(0.02, 50), st.sampled_from([(2, 4), (2, 3), (3, 8)]))
+def test_paid_bits_of_powers_of_two_rounded_up_are_the_bits_used(range_class, octaves, largest, limits):
+    assert_paid_rounded_up_is_used(learned_powers(range_class, limits, octaves, largest))
+
+
+@pytest.mark.parametrize(
+    ("step", "largest", "used"), [(1.4, 4.2, (1, 4, 4)), (1.0, 5.3, (1, 5, 4)), (1.6, 5.3, (2, 6, 3))]
+)
+def test_a_range_is_a_whole_number_of_rounded_steps(step, largest, used):
+    """As in the official code: d is rounded to a power of two, q_max to a multiple of it."""
+    found = learned(StepAndLargest, True, (2, 8), step, largest, power_of_two=True)
+    unit, top = found.place(torch.tensor([0.8 * used[0], 100.0])).tolist()
+    assert (unit, top, found.inferred_bits()) == used
+    bits = found.bits()
+    assert bits.item() == pytest.approx(math.log2(used[1] / used[0] + 1) + 1)
+    bits.backward()
+    slope = 1 / math.log(2) / (used[1] / used[0] + 1) / used[0]  # by q_max: straight-through
+    assert found.log_largest.grad.item() == pytest.approx(slope * largest, rel=1e-5)
 
 
 @pytest.mark.parametrize(("range_class", "table"), [(BitsAndSmallestPower, p1), (BitsAndLargestPower, p2)])

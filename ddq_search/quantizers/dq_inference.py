@@ -1,7 +1,7 @@
 """A bitwidth that follows from what a quantizer learned: what DQ's quantizers of weights and activations share.
 
-While `inferring`, a quantizer uses its learned range and ignores the choice; its `probabilities` interpolate the
-continuous bitwidth between neighbouring candidates, so every cost table can be contracted with them. `settle` moves on
+While `inferring`, a quantizer uses its learned range and ignores the choice; its `probabilities` interpolate the paid
+bitwidth between neighbouring candidates, so every cost table can be contracted with them. `settle` moves on
 to fixed precisions: the quantizer keeps the learned q_max at every candidate, whose levels then divide it evenly.
 float32 is no result of inferring.
 """

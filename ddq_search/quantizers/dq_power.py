@@ -117,8 +117,9 @@ class SmallestAndLargest(PowerRange):
         return min(max(int(exponents[1] - exponents[0]) + 1, low), high)
 
     def bits(self) -> Tensor:
-        """``log₂(log₂(q_max/q_min) + 1) + 1``."""
-        return ((self.log_largest - self.log_smallest) / math.log(2) + 1).log2() + 1
+        """``log₂(log₂(q_max/q_min) + 1) + 1`` of whole octaves."""
+        smallest, largest = self.smallest_and_largest()
+        return ((largest / smallest).log2() + 1).log2() + 1
 
     @torch.no_grad()
     def keep_within(self) -> None:

@@ -6,8 +6,10 @@ are kept: where it clips the gradient of a value v to ± bound and steps ``v ←
 powers of two) and the gradient is the whole one of an optimizer step, task and constraints together, as in the official
 code, which clips for U3 and P3 only.
 
-Learned values are moved back where the bitwidth would leave the candidates. The bitwidth that is paid for is counted
-from whole levels, and q_max is snapped to a whole number of steps, so that codes never exceed it.
+Values are rounded straight-through before they are used: U3's q_max to a whole number of steps, a learned bitwidth to
+a whole one, a step to a power of two where that is asked for, the ends of powers of two always. What is paid for is
+what is used, as in the official code: the bitwidth of the levels that there are is the paid one, rounded up. Learned
+values are moved back where the bitwidth would leave the candidates.
 
 Source: Uhlich et al., "Mixed Precision DNNs: All you need is a good parametrization", ICLR 2020 (arXiv 1905.11452).
 """
@@ -48,7 +50,7 @@ class LearnedRange(nn.Module, ABC):
         limits: smallest and largest bitwidth.
 
     Attributes:
-        power_of_two: round the step to a power of two in the forward pass (smallest and largest level in P3).
+        power_of_two: round the step to a power of two in the forward pass.
         clips_gradients: see the module docstring; without, logarithms receive the plain gradient ``v ∂L/∂v``.
     """
 
@@ -73,7 +75,7 @@ class LearnedRange(nn.Module, ABC):
 
     @abstractmethod
     def bits(self) -> Tensor:
-        """Returns the continuous bitwidth, a scalar, differentiable."""
+        """Returns the bitwidth that is paid for, a scalar, differentiable: rounded up, it is `inferred_bits`."""
 
     @abstractmethod
     def inferred_bits(self) -> int:
@@ -123,9 +125,9 @@ class UniformRange(LearnedRange):
         return self._whole()[2]
 
     def bits(self) -> Tensor:
-        """``log₂(q_max/d + 1)``, and a sign bit."""
-        step, largest = self.step_and_largest()
-        return (largest / step + 1).log2() + self.signed
+        """``log₂(q_max/d + 1)`` of whole steps, and a sign bit."""
+        step, largest, top = self._whole()
+        return (instead_of(largest / step, torch.full_like(step, top)) + 1).log2() + self.signed
 
     def inferred_bits(self) -> int:
         """From the integer number of levels."""
@@ -192,12 +194,12 @@ class LearnedBits(LearnedRange):
         """Nothing is clipped."""
 
     def bits(self) -> Tensor:
-        """As it is learned."""
-        return self.learned_bits
+        """As it is learned, rounded."""
+        return instead_of(self.learned_bits, self.learned_bits.round())
 
     def whole_top(self) -> Tensor:
         """Returns the top level of the rounded bitwidth, differentiable in the learned one."""
-        return top_level(instead_of(self.learned_bits, self.learned_bits.round()), self.signed)
+        return top_level(self.bits(), self.signed)
 
     @torch.no_grad()
     def keep_within(self) -> None:
