@@ -15,8 +15,12 @@ from ddq_search.errors import ConfigError
 from ddq_search.lagrangian import AugmentedLagrangian
 from ddq_search.mixture_training import MixtureTraining
 from ddq_search.quantizers.choice_of_families import Quantizers
+from ddq_search.quantizers.dq_gradients import instead_of
+from ddq_search.quantizers.registry import family
 from ddq_search.quantizers.relaxations import Fractional, HardConcrete, Softmax
+from ddq_search.quantizers.straight_through import fake_quantize
 from ddq_search.quantizers.strategies import StrategyActivations, StrategyWeights
+from ddq_search.quantizers.uniform import UniformActivations, UniformWeights
 from ddq_search.relaxed import _rounded_within, relaxation_of
 from tests.networks import sample_images
 from tests.test_supernet import small
@@ -112,6 +116,88 @@ def test_a_strategy_alone_is_its_family():
     for column, branch in enumerate(quantizer.branches):
         shares = torch.eye(6)[column]
         torch.testing.assert_close(quantizer.mix(weight, shares), branch.fake_quantize(weight, 0))
+
+
+OURS = ("uniform", "min-max", "mse", "lsq")
+
+
+class AbsoluteWeights(UniformWeights):
+    """A user's: steps that do not follow the weights' mean magnitude."""
+
+    def statistic(self, x):
+        return None
+
+    @torch.no_grad()
+    def calibrate(self, weight):
+        largest = weight.detach().flatten(1).abs().amax(1).clamp_min(1e-8)
+        for k, grid in enumerate(self.grids):
+            self.log_steps[k] = (largest / grid.high).log()
+
+
+class RmsActivations(UniformActivations):
+    """A user's: steps in units of what a tensor has."""
+
+    def statistic(self, x):
+        return x.detach().square().mean().sqrt()
+
+
+class CoarseWeights(UniformWeights):
+    """A user's: steps twice as large as those learned."""
+
+    def steps(self, x):
+        return 2 * super().steps(x)
+
+    def fake_quantize(self, x, choice, cumulative=None):
+        return instead_of(x, fake_quantize(x, self.steps(x)[choice], self.grids[choice]))
+
+
+def mixtures(*own):
+    """Two to four of a user's families and ours, in any order."""
+    ours = [getattr(family(name), "activations" if own[0] is RmsActivations else "weights") for name in OURS]
+    return st.lists(st.sampled_from([*own, *ours]), min_size=2, max_size=4)
+
+
+def assert_mix_is_the_weighted_sum(quantizer, x):
+    generator = torch.Generator().manual_seed(1)
+    shares = torch.rand(len(quantizer.branches), generator=generator).softmax(0).requires_grad_()
+    grad, leaf, other = (
+        torch.randn(x.shape, generator=generator),
+        x.clone().requires_grad_(),
+        x.clone().requires_grad_(),
+    )
+    found = quantizer.mix(leaf, shares)
+    values = [branch.fake_quantize(other, 0) for branch in quantizer.branches]
+    wanted = sum(share * value for share, value in zip(shares, values, strict=True))
+    torch.testing.assert_close(found, wanted)
+    by_found = torch.autograd.grad(found, (leaf, shares), grad)
+    by_wanted = torch.autograd.grad(wanted, (other, shares), grad)
+    torch.testing.assert_close(by_found, by_wanted, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixtures(AbsoluteWeights, CoarseWeights), st.sampled_from([2, 4, 8]))
+def test_mixed_weights_are_the_weighted_sum_whatever_a_user_overrides(kinds, bits):
+    weight = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.1], [1.0], [5.0]])
+    quantizer = StrategyWeights((bits,), [[(str(k), kind((bits,), 3)) for k, kind in enumerate(kinds)]])
+    quantizer.calibrate(weight)
+    assert_mix_is_the_weighted_sum(quantizer, weight)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixtures(RmsActivations), st.sampled_from([2, 4, 8]), st.booleans())
+def test_mixed_activations_are_the_weighted_sum_whatever_a_user_overrides(kinds, bits, nonnegative):
+    x = 3 * torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
+    x = x.relu() if nonnegative else x
+    branches = [(str(k), kind((bits,), nonnegative)) for k, kind in enumerate(kinds)]
+    quantizer = StrategyActivations((bits,), [branches], nonnegative)
+    quantizer.calibrate(x.flatten())
+    assert_mix_is_the_weighted_sum(quantizer, x)
+
+
+def test_uniform_steps_that_a_user_overrides_are_not_computed_in_one_pass():
+    assert family("uniform").weights((4,), 3).plain
+    assert not CoarseWeights((4,), 3).plain
+    assert not type("Unsaid", (UniformWeights,), {"steps": CoarseWeights.steps})((4,), 3).plain
 
 
 def test_every_strategy_gets_its_gradient_in_one_pass():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from ddq_search.discrete import Point
 from ddq_search.precision import ActivationGrid, weight_code_range
 from ddq_search.quantizers.contract import ActivationQuantizer, Quantizer, WeightNumbers, WeightQuantizer
 from ddq_search.quantizers.mixing import MixPasses
-from ddq_search.quantizers.uniform import UniformQuantizer
+from ddq_search.quantizers.uniform import UniformActivations, UniformQuantizer, UniformWeights
 
 
 class StrategyQuantizer(Quantizer):
@@ -94,19 +95,18 @@ class StrategyQuantizer(Quantizer):
         return values[choice] + ((weights - weights.detach()) * differences).sum(0)
 
     def mix(self, x: Tensor, shares: Tensor) -> Tensor:
-        """As the contract says; plain uniform strategies in one pass."""
+        """As the contract says; uniform strategies whose steps are relative to one statistic in one pass."""
         fused: list[tuple[UniformQuantizer, Tensor]] = []
         total: Tensor | None = None
         for branch, share in zip(self._all(), shares.unbind(), strict=True):
-            if isinstance(branch, UniformQuantizer) and branch.plain and branch.grids[0] is not None:
+            if _fits_one_pass(branch):
                 fused.append((branch, share))
             else:
                 part = share.to(x.dtype) * branch.fake_quantize(x, 0)
                 total = part if total is None else total + part
         if fused:
-            first = fused[0][0]
             part = MixPasses.apply(
-                x, torch.cat([branch.log_steps for branch, _ in fused]), first.statistic(x),
+                x, torch.cat([branch.log_steps for branch, _ in fused]), fused[0][0].statistic(x),
                 torch.stack([share for _, share in fused]), tuple(branch.grids[0] for branch, _ in fused),
                 self.gradient_share,
             )  # fmt: skip
@@ -177,6 +177,14 @@ class StrategyActivations(StrategyQuantizer, ActivationQuantizer):
         for branch in self._all():
             assert isinstance(branch, ActivationQuantizer)
             branch.set_grid(scale, zero_point)
+
+
+def _fits_one_pass(branch: Quantizer) -> TypeGuard[UniformQuantizer]:
+    """Whether a strategy has the values, the gradients and the statistic of the family `uniform`."""
+    kind = UniformWeights if isinstance(branch, WeightQuantizer) else UniformActivations
+    if not isinstance(branch, kind) or type(branch).statistic is not kind.statistic:
+        return False
+    return branch.plain and branch.grids[0] is not None
 
 
 def with_table(numbers: WeightNumbers, bits: int) -> WeightNumbers:

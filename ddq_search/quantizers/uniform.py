@@ -48,7 +48,9 @@ class UniformQuantizer(Quantizer):
     @property
     def plain(self) -> bool:
         """Whether values and gradients are those of this class, so that candidates may be mixed in one pass."""
-        return type(self).fake_quantize is UniformQuantizer.fake_quantize and not self.correction
+        own = type(self)
+        as_here = own.fake_quantize is UniformQuantizer.fake_quantize and own.steps is UniformQuantizer.steps
+        return as_here and not self.correction
 
     def steps(self, x: Tensor) -> Tensor:
         """Returns the step of every candidate for this tensor: ``[K]`` or ``[K, rows]``."""
