@@ -2,9 +2,9 @@
 
 Levels, steps and ranges are learned on a log scale, so they stay positive (ours). The paper's gradients of raw values
 are kept: where it clips the gradient of a value v to ± bound and steps ``v ← v − η g``, here ``log v`` receives
-``g/v``, which is the same step to first order in η and bounded by ``bound/v``. The bound is the step d (q_min for
-powers of two) and the gradient is the whole one of an optimizer step, task and constraints together, as in the official
-code, which clips for U3 and P3 only.
+``g/v``, which is the same step of SGD to first order in η and bounded by ``bound/v``; searches train with Adam (ours).
+The bound is the step d (q_min for powers of two) and the gradient is the whole one of an optimizer step, task and
+constraints together, as in the official code, which clips for U3 and P3 only.
 
 Values are rounded straight-through before they are used: U3's q_max to a whole number of steps, a learned bitwidth to
 a whole one, a step to a power of two where that is asked for, the ends of powers of two always. What is paid for is
