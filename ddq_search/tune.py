@@ -1,12 +1,13 @@
 """The outer loop: Optuna over settings of the search, several objectives or one, resumable, by many workers.
 
 Each trial is a whole search in ``trials/<number>/`` of the study's directory, with that trial's settings. A trial whose
-worker was stopped or killed is queued again with the same settings and goes on from its checkpoints; what it found
-hangs on the trial as artifacts.
+worker was stopped or killed is queued again with the same settings and goes on from its checkpoints; one that an error
+ends has failed. What a trial found hangs on it as artifacts.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ddq_search.errors import DDQError, RunError
 from ddq_search.problem import Problem
 from ddq_search.search import search
 from ddq_search.training import Progress, Silent
-from ddq_search.tune_queue import REASON, STOPPED, Heartbeat, Queue, held, origin, put_back
+from ddq_search.tune_queue import REASON, STOPPED, TRACEBACK, Heartbeat, Queue, held, origin, put_back
 from ddq_search.tune_space import applied
 from ddq_search.tune_study import GRACE, StudyPlan, first_line, open_study
 from ddq_search.tune_watch import Hopeless, WatchedRun
@@ -78,7 +79,7 @@ class _Worker:
                     self._run(trial)
             except UpdateFinishedTrialError:
                 self._progress.note(f"trial {trial.number} was given to another worker meanwhile")
-            except BaseException:  # Ctrl-C, a full disk, a defect: nothing that was computed is lost
+            except BaseException:  # Ctrl-C, or the storage or the trial's directory fails: the trial is not at fault
                 put_back(self._study, trial.number, None)
                 raise
             if len(self._failed) == _PATIENCE:
@@ -97,9 +98,21 @@ class _Worker:
                 self._end(trial, TrialState.PRUNED, STOPPED, str(verdict))
             except Hopeless as verdict:
                 self._end(trial, TrialState.FAIL, STOPPED, str(verdict))
-            except DDQError as error:
-                self._end(trial, TrialState.FAIL, REASON, str(error))
-                self._failed.append(str(error))
+            except (UpdateFinishedTrialError, StorageInternalError):
+                raise
+            except Exception as error:  # whatever it is, the next worker would meet it too
+                if _is_interrupt(error):
+                    raise KeyboardInterrupt from error
+                self._fail(trial, error)
+
+    def _fail(self, trial: Trial, error: Exception) -> None:
+        """Ends a trial that an error stopped; one that was not foreseen is told with its kind and place."""
+        reason = str(error)
+        if not isinstance(error, DDQError):
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            trial.set_user_attr(TRACEBACK, "".join(traceback.format_exception(error)))
+        self._end(trial, TrialState.FAIL, REASON, reason)
+        self._failed.append(reason)
 
     def _end(self, trial: Trial, state: TrialState, attribute: str, reason: str) -> None:
         trial.set_user_attr(attribute, reason)
@@ -130,3 +143,9 @@ class _Worker:
                     store.write(known[path.name], file)
             else:
                 upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether a library made this error of Ctrl-C."""
+    cause = error.__cause__ or error.__context__
+    return cause is not None and (isinstance(cause, KeyboardInterrupt) or _is_interrupt(cause))

@@ -33,6 +33,8 @@ STOPPED = "stopped"
 """User attribute of a trial that was stopped early: why. Optuna cannot prune multi-objective trials, so they fail."""
 REASON = "reason"
 """User attribute of a trial that failed: why."""
+TRACEBACK = "traceback"
+"""User attribute of a trial that failed by an error that nobody foresaw: where."""
 _MOST_RETRIES = 20
 """Deaths of one trial's workers after which it is given up: it may be what kills them."""
 _ACTIVE = (TrialState.RUNNING, TrialState.WAITING)

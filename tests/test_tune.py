@@ -26,7 +26,7 @@ from ddq_search.policy import Policy
 from ddq_search.problem import evaluate_policy, inputs
 from ddq_search.record import RunDirectory, locked
 from ddq_search.search import search
-from ddq_search.tune_queue import REASON, STOPPED, Queue, finished, origin, put_back
+from ddq_search.tune_queue import REASON, STOPPED, TRACEBACK, Queue, finished, origin, put_back
 from ddq_search.tune_space import applied
 from ddq_search.tune_study import StudyPlan, open_study
 from ddq_search.tune_watch import WatchedRun
@@ -137,6 +137,46 @@ def test_single_failures_are_survived(tmp_path: Path, monkeypatch: pytest.Monkey
     study = _study(tmp_path, monkeypatch, _Search(sometimes), 2)
     assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 2
     assert len(study.get_trials(states=(TrialState.FAIL,))) == 4
+
+
+def test_a_trial_that_any_error_ends_does_not_block_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was put back as if its worker had been interrupted: every worker that took it died, for ever."""
+
+    def poison(number: int) -> None:
+        if number == 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    search = _Search(poison)
+    study = _study(tmp_path, monkeypatch, search, 2)
+    assert [name for name, _ in search.seen] == ["0000", "0001", "0002"]
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    told = study.trials[0].user_attrs
+    assert told[REASON] == "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert "in poison" in told[TRACEBACK]
+
+
+def test_errors_of_any_kind_in_a_row_end_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(number: int) -> None:
+        raise KeyError("conv1")
+
+    with pytest.raises(RunError, match="3 trials failed one after another, the last: KeyError: 'conv1'"):
+        _study(tmp_path, monkeypatch, _Search(fail), 5)
+
+
+def test_ctrl_c_that_a_library_made_another_error_of_puts_the_trial_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(number: int) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("half imported") from None
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            _study(tmp_path, monkeypatch, _Search(interrupt), 1)
+    states = [trial.state for trial in open_study(BASE, tmp_path, StudyPlan(1)).trials]
+    assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.WAITING]
 
 
 def test_a_folder_belongs_to_one_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
