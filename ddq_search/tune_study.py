@@ -212,6 +212,7 @@ def _samplers(space: TuneSpace) -> dict[str, Callable[..., optuna.samplers.BaseS
 def _pruners() -> dict[str, Callable[..., optuna.pruners.BasePruner]]:
     """Returns Optuna's pruners that need no argument, by plain name, and the percentile pruner at its usual 25 %."""
     found = _by_name(optuna.pruners, "Pruner", optuna.pruners.BasePruner, ())
+    del found["threshold"]  # one of its bounds must be given, though each may be left out
     return {**found, "percentile": lambda: optuna.pruners.PercentilePruner(25.0)}
 
 

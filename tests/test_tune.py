@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from ddq_search import tune, tune_queue
+from ddq_search import tune, tune_queue, tune_study
 from ddq_search.cli.assembly import assemble
 from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError, RunError
@@ -268,6 +268,14 @@ def test_a_loss_that_is_not_finite_fails_the_trial_with_its_reason(
     assert "not finite (joint 0)" in study.trials[0].user_attrs[REASON]
 
 
+def test_every_pruner_that_is_offered_can_be_made_and_is_documented(repository: Path) -> None:
+    """The threshold pruner was offered although it needs a bound."""
+    documented = (repository / "docs" / "tuning.md").read_text(encoding="utf-8")
+    for name, make in tune_study._pruners().items():
+        assert isinstance(make(), optuna.pruners.BasePruner)
+        assert f"`{name}`" in documented
+
+
 @pytest.mark.parametrize("name", ["random", "NSGAIISampler", "gp"])
 def test_samplers_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -285,6 +293,10 @@ def test_samplers_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name:
         ({"sampler": "cmaes"}, "--sampler cmaes does not fit this study: If the study is being used for multi"),
         ({"sampler": "bruteforce"}, "--sampler bruteforce does not fit this study"),
         ({"objective": "scalar", "pruner": "axe"}, "unknown pruner 'axe'; available: hyperband, median, nop"),
+        (
+            {"objective": "scalar", "pruner": "threshold"},
+            "unknown pruner 'threshold'; available: hyperband, median, nop",
+        ),
         ({"objective": "best"}, "unknown objective 'best'; available: multi, scalar"),
     ],
 )
