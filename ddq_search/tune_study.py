@@ -18,7 +18,7 @@ from typing import Any, Literal
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from ddq_search.config import RunConfig, load_config
 from ddq_search.cost import FLASH, LATENCY
@@ -34,6 +34,12 @@ _OBJECTIVES: dict[str, tuple[list[_Direction], list[str]]] = {
     "multi": (["maximize", "minimize", "minimize"], ["validation score", LATENCY, FLASH]),
     "scalar": (["minimize"], ["validation loss"]),
 }
+
+_REMEDIES = {
+    True: "the file's folder must exist and be writable",
+    False: "start the database, or correct the URL: postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE",
+}
+"""What to do where a storage does not open, by whether it is a file."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,20 @@ def open_study(base: RunConfig, folder: Path, plan: StudyPlan) -> optuna.Study:
 
 
 def shown(url: str) -> str:
-    """Returns a storage URL without its password."""
+    """Returns a storage URL without its password and query; only its scheme where the password cannot be told apart."""
+    parsed = _parsed(url)
+    if parsed is None:
+        return f"{url.partition(':')[0].rpartition('@')[2]}:…"
+    return parsed.set(query={}).render_as_string(hide_password=True)
+
+
+def _parsed(url: str) -> URL | None:
+    """Returns a storage URL in parts, or None where they cannot be told apart."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except Exception:  # not a URL at all
-        return url
+        parsed = make_url(url)
+    except Exception:  # no URL, or a port that is no number
+        return None
+    return None if "@" in (parsed.host or "") else parsed
 
 
 def _claim(folder: Path, base: RunConfig, objective: str, space: TuneSpace) -> None:
@@ -127,6 +142,12 @@ def _claim(folder: Path, base: RunConfig, objective: str, space: TuneSpace) -> N
 
 def _storage(url: str, heartbeat_s: int) -> optuna.storages.RDBStorage:
     """Opens a storage with heartbeats; tries again where another process is just making its tables."""
+    parsed = _parsed(url)
+    if parsed is None:
+        raise ConfigError(
+            f"--storage {shown(url)} is no URL of a database; expected sqlite:///FILE or postgresql+psycopg://USER:"
+            "PASSWORD@HOST:PORT/DATABASE, '@' in a password written %40"
+        )
     local = url.startswith("sqlite")
     engine: dict[str, Any] = {"connect_args": {"timeout": 120}} if local else {"pool_pre_ping": True}
     accepted = inspect.signature(optuna.storages.RDBStorage.__init__).parameters
@@ -145,7 +166,9 @@ def _storage(url: str, heartbeat_s: int) -> optuna.storages.RDBStorage:
             ) from error
         except Exception as error:  # SQLAlchemy and the database drivers raise their own
             if attempt == 3 or "exist" not in str(error):
-                raise ConfigError(f"cannot open the study in {shown(url)}: {first_line(error)}") from error
+                said = first_line(error)
+                said = said.replace(parsed.password, "***") if parsed.password else said
+                raise ConfigError(f"cannot open the study in {shown(url)}: {said}; {_REMEDIES[local]}") from error
             time.sleep(attempt)
     raise AssertionError("unreachable")
 

@@ -185,9 +185,19 @@ def test_a_folder_belongs_to_one_configuration(tmp_path: Path, monkeypatch: pyte
         _study(tmp_path, monkeypatch, _Search(), 1, load_config(None, {"seed": 4}))
 
 
-@pytest.mark.parametrize("storage", ["nonsense://x", "sqlite:////no/such/folder/x.db"])
-def test_storage_that_does_not_open(tmp_path: Path, storage: str) -> None:
-    with pytest.raises(ConfigError, match="cannot open the study in"):
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        (
+            "nonsense://x",
+            "cannot open the study in nonsense://x: .*; start the database, or correct the URL: postgresql",
+        ),
+        ("sqlite:////no/such/folder/x.db", "cannot open .*; the file's folder must exist and be writable"),
+        ("nonsense", "--storage nonsense:… is no URL of a database; expected sqlite:///FILE or postgresql"),
+    ],
+)
+def test_storage_that_does_not_open(tmp_path: Path, storage: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
         tune.run_study(BASE, lambda config: pytest.fail("never asked"), tmp_path, StudyPlan(1, storage=storage))
 
 
@@ -318,6 +328,36 @@ def test_a_driver_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match=r"pip install 'ddq-search\[postgres\]'") as error:
         _study(tmp_path, monkeypatch, _Search(), 1, storage="postgresql+psycopg://me:secret@127.0.0.1:1/x")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "postgresql+psycopg://me:geheim@localhost:notaport/db",
+        "postgresql+psycopg://me:geheim",
+        "postgresql+psycopg:/me:geheim@localhost/db",
+        "postgresql+psycopg://me:ge@geheim@localhost/db",
+        "nonsense://me:geheim@localhost/db",
+        "nonsense://localhost/db?password=geheim",
+        "me:geheim@localhost/db",
+        "geheim@localhost:1/db",
+    ],
+)
+def test_no_message_holds_the_password_of_a_storage(tmp_path: Path, storage: str) -> None:
+    """A URL that could not be parsed was shown as it is."""
+    assert "geheim" not in tune_study.shown(storage)
+    with pytest.raises(ConfigError) as error:
+        open_study(BASE, tmp_path, StudyPlan(1, storage=storage))
+    assert "geheim" not in str(error.value)
+
+
+def test_a_database_that_refuses(tmp_path: Path) -> None:
+    pytest.importorskip("psycopg", reason="psycopg is missing")
+    url = "postgresql+psycopg://me:geheim@127.0.0.1:1/db"
+    with pytest.raises(
+        ConfigError, match=r"me:\*\*\*@127.0.0.1:1/db: .*efused.*; start the database, or correct the URL"
+    ):
+        open_study(BASE, tmp_path, StudyPlan(1, storage=url))
 
 
 def test_looking_at_a_trial_changes_nothing_and_sees_the_policy_for_the_budgets(tmp_path: Path) -> None:
