@@ -35,6 +35,8 @@ _OBJECTIVES: dict[str, tuple[list[_Direction], list[str]]] = {
     "scalar": (["minimize"], ["validation loss"]),
 }
 
+_CONFIG, _ASKED = "study.toml", "study.json"
+"""Files of a study's directory: its configuration, and its objective and space."""
 _REMEDIES = {
     True: "the file's folder must exist and be writable",
     False: "start the database, or correct the URL: postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE",
@@ -75,6 +77,8 @@ class StudyPlan:
 def open_study(base: RunConfig, folder: Path, plan: StudyPlan) -> optuna.Study:
     """Creates or opens the study of a directory; several processes may do so at once.
 
+    What is refused leaves nothing in the directory, nor the directory where there was none.
+
     Raises:
         ConfigError: the storage cannot be opened, or sampler or pruner do not exist or do not fit the study.
         RunError: the directory holds another study.
@@ -92,7 +96,10 @@ def open_study(base: RunConfig, folder: Path, plan: StudyPlan) -> optuna.Study:
     sampler = EachProposal(_named("sampler", plan.sampler, _samplers(space)), base.seed)
     pruner = _named("pruner", plan.pruner or "nop", _pruners())()
     _try_out(sampler.make(base.seed), plan.sampler, directions, base, space)
-    _claim(folder, base, plan.objective, space)
+    document = {"objective": plan.objective, **space.model_dump(mode="json")}
+    _require_own(folder, base, document)
+    if plan.storage is None:
+        folder.mkdir(parents=True, exist_ok=True)
     url = plan.storage or f"sqlite:///{folder / 'tune.db'}"
     name = f"ddq-search {base.fingerprint(plan.objective, space.model_dump_json())[:12]}"
     with warnings.catch_warnings():
@@ -103,6 +110,7 @@ def open_study(base: RunConfig, folder: Path, plan: StudyPlan) -> optuna.Study:
             load_if_exists=True,
         )  # fmt: skip
         study.set_metric_names(names)
+    _claim(folder, base, document)
     sampler.study = study
     return study
 
@@ -124,20 +132,23 @@ def _parsed(url: str) -> URL | None:
     return None if "@" in (parsed.host or "") else parsed
 
 
-def _claim(folder: Path, base: RunConfig, objective: str, space: TuneSpace) -> None:
+def _require_own(folder: Path, base: RunConfig, document: dict[str, Any]) -> None:
     """A study's directory belongs to one configuration, objective and space."""
-    config, asked = folder / "study.toml", folder / "study.json"
+    config, asked = folder / _CONFIG, folder / _ASKED
     if config.exists() and load_config(config, {}).fingerprint() != base.fingerprint():
         raise RunError(f"{folder} holds a study of another configuration ({config.name}); choose another --out")
-    document = {"objective": objective, **space.model_dump(mode="json")}
     if asked.exists() and json.loads(asked.read_text(encoding="utf-8")) != document:
         raise RunError(
             f"{folder} holds a study of another objective or search space ({asked.name}); choose another --out"
         )
-    if not config.exists():
-        write_atomically(config, base.to_toml().encode())
-    if not asked.exists():
-        write_atomically(asked, json.dumps(document, indent=1).encode())
+
+
+def _claim(folder: Path, base: RunConfig, document: dict[str, Any]) -> None:
+    """Writes whose study a directory holds."""
+    contents = {_CONFIG: base.to_toml(), _ASKED: json.dumps(document, indent=1)}
+    for name, text in contents.items():
+        if not (folder / name).exists():
+            write_atomically(folder / name, text.encode())
 
 
 def _storage(url: str, heartbeat_s: int) -> optuna.storages.RDBStorage:

@@ -351,6 +351,16 @@ def test_no_message_holds_the_password_of_a_storage(tmp_path: Path, storage: str
     assert "geheim" not in str(error.value)
 
 
+def test_a_refused_study_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The corrected command read of another configuration, though there was no study."""
+    folder = tmp_path / "study"
+    with pytest.raises(ConfigError):
+        _study(folder, monkeypatch, _Search(), 1, storage="nonsense://x")
+    assert not folder.exists()
+    study = _study(folder, monkeypatch, _Search(), 1, load_config(None, {"seed": 7}))
+    assert len(study.trials) == 1
+
+
 def test_a_database_that_refuses(tmp_path: Path) -> None:
     pytest.importorskip("psycopg", reason="psycopg is missing")
     url = "postgresql+psycopg://me:geheim@127.0.0.1:1/db"

@@ -52,7 +52,6 @@ def tune(
     base = read_config(config, {**flags, "out": str(out)}, pins, settings)
     asked = StudyPlan(**plan, space=load_space(space, base) if space else None)
     device = assembly.assemble(base).device  # what does not fit is said before there is a study
-    out.mkdir(parents=True, exist_ok=True)
     with resumable("the same command goes on"), progress_for(console) as progress:
         if workers == 1:
             study = run_study(base, assembly.assemble, out, asked, progress)
