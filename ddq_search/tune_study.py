@@ -20,6 +20,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 
+from ddq_search.compute import trainable_compute
 from ddq_search.config import RunConfig, load_config
 from ddq_search.cost import FLASH, LATENCY
 from ddq_search.errors import ConfigError, RunError
@@ -80,7 +81,8 @@ def open_study(base: RunConfig, folder: Path, plan: StudyPlan) -> optuna.Study:
     What is refused leaves nothing in the directory, nor the directory where there was none.
 
     Raises:
-        ConfigError: the storage cannot be opened, or sampler or pruner do not exist or do not fit the study.
+        ConfigError: the storage cannot be opened, sampler or pruner do not exist or do not fit the study, or this
+            machine has no processor as configured.
         RunError: the directory holds another study.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -91,6 +93,7 @@ def open_study(base: RunConfig, folder: Path, plan: StudyPlan) -> optuna.Study:
             f"--pruner {plan.pruner}: Optuna prunes single-objective studies only; add --objective scalar, or leave "
             "the pruner out: hopeless trials of a multi-objective study are stopped anyway"
         )
+    trainable_compute(base.training)
     space = plan.varied(base)
     directions, names = _OBJECTIVES[plan.objective]
     sampler = EachProposal(_named("sampler", plan.sampler, _samplers(space)), base.seed)

@@ -361,6 +361,18 @@ def test_a_refused_study_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(study.trials) == 1
 
 
+def test_a_processor_that_is_not_there_is_told_before_there_is_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three trials failed of it, one after another."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    search, folder = _Search(), tmp_path / "study"
+    with pytest.raises(ConfigError, match=r"training\.device = 'cuda': .* finds no CUDA device here; use 'cpu'"):
+        _study(folder, monkeypatch, search, 1, load_config(None, {"training.device": "cuda"}))
+    assert not search.seen
+    assert not folder.exists()
+
+
 def test_a_database_that_refuses(tmp_path: Path) -> None:
     pytest.importorskip("psycopg", reason="psycopg is missing")
     url = "postgresql+psycopg://me:geheim@127.0.0.1:1/db"
