@@ -45,7 +45,6 @@ def quantize_policy(
 
 def _prepared(problem: Problem, record: RunDirectory, progress: Progress) -> tuple[Stages, Supernet]:
     """Returns the stages, which see the calibration images alone, and the float model."""
-    begin(problem, record, progress)
     training = problem.config.training
     batches = problem.config.search.ptq_images // training.batch_size
     if batches == 0:
@@ -53,6 +52,7 @@ def _prepared(problem: Problem, record: RunDirectory, progress: Progress) -> tup
             f"search.ptq_images = {problem.config.search.ptq_images} is less than one batch; lower "
             f"training.batch_size ({training.batch_size})"
         )
+    begin(problem, record, progress)
     settings = training.model_copy(
         update={
             "distillation": 1.0,

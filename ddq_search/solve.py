@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ddq_search import distributed
-from ddq_search.baselines import KINDS, run_method, take_over
+from ddq_search.baselines import KINDS, require_able, run_method, take_over
 from ddq_search.errors import ConfigError, RunError
 from ddq_search.joint import conclude, train_gates
 from ddq_search.judgement import Front
@@ -46,7 +46,8 @@ def solve(
 ) -> Front:
     """Solves a problem with the supernet of a finished search and writes the results into the run directory.
 
-    A method that chooses policies by scores takes the float model and the scores instead.
+    A method that chooses policies by scores takes the float model and the scores instead. What is refused is refused
+    before anything is written.
 
     Args:
         problem: the same model and data as the trained one, with other budgets or another device.
@@ -60,19 +61,25 @@ def solve(
         PolicyError: the new device needs a precision that was not trained.
     """
     progress = progress or Silent()
+    method = problem.config.search.method
     require_same_settings(problem, *trained)
+    if method in KINDS:
+        require_able(problem, method)
+    carried = {name: _carried_over(problem, trained[1], name) for name in _taken_over(problem, trained, progress)}
+    supernet = None if method in KINDS else trained_supernet(*trained)
+    if supernet is not None:
+        problem.supernet().adopt(supernet)  # refused before anything is written
     distributed.from_first(lambda: _claim(record, trained[1]))
     begin(problem, record, progress)
-    for name in _taken_over(problem, trained, progress):
+    for name, checkpoint in carried.items():
         if record.checkpoint_facts(name) is None:
-            record.save_checkpoint(name, *_carried_over(problem, trained[1], name))
+            record.save_checkpoint(name, *checkpoint)
     record.write_json(FIGURES, distributed.from_first(lambda: known_figures(record) or known_figures(trained[1])))
     stages = Stages(problem, record, progress)
     teacher = stages.train_float()
-    if problem.config.search.method in KINDS:
+    if supernet is None:
         take_over(trained[1], record)
-        return run_method(stages, teacher, problem.config.search.method)
-    supernet = trained_supernet(*trained)
+        return run_method(stages, teacher, method)
     return conclude(stages, train_gates(stages, supernet, teacher, problem.config.search.solve_steps), teacher)
 
 

@@ -293,6 +293,8 @@ def test_lookups(call: Call, tmp_path: Path) -> None:
         (["--pin", "conv1"], ["PATTERN=BITS"]),
         (["--pin", "=8"], ["PATTERN=BITS"]),
         (["--pin", "conv1=3"], ["conv1", "[3]"]),
+        (["--set", "training.precision=fp16"], ["needs training.device = 'cuda'"]),
+        (["--mode", "ptq", "--set", "search.ptq_images=1"], ["search.ptq_images", "training.batch_size"]),
     ],
 )
 def test_mistakes_of_a_search(call: Call, tmp_path: Path, arguments: list[str], said: list[str]) -> None:

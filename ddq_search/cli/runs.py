@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ddq_search.cli.tables import front_table, price_text
 from ddq_search.config import BudgetConfig, RunConfig, load_config
 from ddq_search.cost import LATENCY
 from ddq_search.discrete import DiscreteNetwork
-from ddq_search.errors import ConfigError, RunError, VerificationError
+from ddq_search.errors import ConfigError, DDQError, RunError, VerificationError
 from ddq_search.export.c.proof import CReport
 from ddq_search.export.litert_runtime import LiteRtReport
 from ddq_search.export.onnx_runtime import OnnxReport
@@ -64,10 +64,23 @@ def _search(config: RunConfig, *, resume: bool) -> Front:
         distributed.from_first(lambda: assembly.begin_run(path, config, resume=resume))
         with distributed.first_ahead():
             problem = assembly.assemble(config)
-        with locked(path):
+        with _held(path):
             record = distributed.from_first(lambda: assembly.begin_run(path, config, resume=resume))
             with progress_for(console) if distributed.rank() == 0 else nullcontext() as progress:
                 return search(problem, record, progress)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Holds a run directory; a new one is removed where what happens inside is refused before anything is trained."""
+    is_new = not path.exists()
+    with locked(path):
+        try:
+            yield
+        except DDQError:
+            if is_new and distributed.rank() == 0 and not (path / "history.jsonl").exists():
+                shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 QUICK = (
@@ -85,7 +98,7 @@ def solve(run: Path, flags: Mapping[str, Any], settings: list[str] | None, out: 
         with distributed.first_ahead():
             trained = assembly.open_run(run)
         config = solved_config(run, flags, settings, out)
-        with resumable("the same command with --resume goes on"), locked(out):
+        with resumable("the same command with --resume goes on"), _held(out):
             record = distributed.from_first(lambda: assembly.begin_run(out, config, resume=resume))
             with progress_for(console) if distributed.rank() == 0 else nullcontext() as progress:
                 front = solve_from(assembly.posed_again(trained[0], config), record, trained, progress)

@@ -83,6 +83,20 @@ def test_an_unfinished_search_is_refused(trained, tmp_path):
     problem = other(trained[0], budgets=BudgetConfig(flash="65%"))
     with pytest.raises(RunError, match="holds no finished search"):
         solve(problem, RunDirectory(tmp_path / "b"), (trained[0], RunDirectory(tmp_path / "a", trained[1].fingerprint)))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_refused_solve_does_not_occupy_its_folder(trained, tmp_path):
+    """It left checkpoints, so that neither the corrected command nor --resume was taken."""
+    untrained = {"space.weight_bits": [2, 3, 4, 8], "device.profile": "exact-widths"}
+    with pytest.raises(PolicyError, match=r"was not trained at \[3\] bits"):
+        solved(trained, tmp_path / "a", **untrained)
+    assert not (tmp_path / "a").exists()
+    command = ["solve", str(trained[1].path), "--flash", "65%", "--out", str(tmp_path / "a")]
+    wrong = ["--set", "space.weight_bits=[2,3,4,8]", "--device", "exact-widths"]
+    assert isinstance(CliRunner().invoke(app, [*command, *wrong]).exception, PolicyError)
+    assert not (tmp_path / "a").exists()
+    assert CliRunner().invoke(app, command).exit_code == 0
 
 
 # -- settings that differ from the search's ---------------------------------------------------------------------------
