@@ -33,8 +33,8 @@ _OF_SUPERNET = (
 )  # fmt: skip
 """Settings of the supernet, and of the float baseline that has as many epochs."""
 _OF_BASELINE = (
-    "joint_epochs", "finetune_epochs", "batch_size", "joint_rate", "finetune_rate", "weight_decay", "distillation",
-    "distilled_share", "schedule", "gradient_clip", "accumulate", "ema_decay", "precision",
+    "joint_epochs", "finetune_epochs", "batch_size", "optimizer", "joint_rate", "finetune_rate", "weight_decay",
+    "distillation", "distilled_share", "schedule", "gradient_clip", "accumulate", "ema_decay", "precision",
 )  # fmt: skip
 """Training settings that decide what the float baseline becomes."""
 ORIGIN = "solved.json"

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from ddq_search import stages
 from ddq_search.cli.app import app
 from ddq_search.cli.assembly import assemble, posed_again
-from ddq_search.config import BudgetConfig, DeviceConfig, load_config
+from ddq_search.config import BudgetConfig, DeviceConfig, TrainingConfig, load_config
 from ddq_search.errors import ConfigError, PolicyError, RunError
 from ddq_search.policy import read_policy
 from ddq_search.record import RunDirectory
 from ddq_search.search import search
-from ddq_search.solve import solve, trained_supernet
+from ddq_search.solve import _OF_BASELINE, solve, trained_supernet
 from ddq_search.training import Silent
 
 SETTINGS = {
@@ -133,6 +133,22 @@ def test_a_baseline_of_other_settings_is_trained_again(trained, tmp_path):
     record, _, notes = solved(trained, tmp_path, **changes)
     assert [row["epoch"] for row in record.history() if row["phase"] == "baseline"] == [0, 1]
     assert any("again: training.batch_size, training.ema_decay differ from" in note for note in notes)
+
+
+def test_a_baseline_of_another_optimizer_is_trained_again(trained, tmp_path):
+    """It was taken over silently."""
+    record, _, notes = solved(trained, tmp_path, **{"training.optimizer": "adam"})
+    assert [row["epoch"] for row in record.history() if row["phase"] == "baseline"] == [0, 1]
+    assert any("again: training.optimizer differs from" in note for note in notes)
+
+
+def test_every_training_setting_either_decides_the_baseline_or_is_known_not_to():
+    others = {
+        "float_epochs", "float_rate",  # of the float model itself
+        "step_rate", "gate_rate", "calibration_batches", "norm_batches",  # of quantizers, gates and searched policies
+        "memory_layout", "threads", "device", "compile",  # where it is computed
+    }  # fmt: skip
+    assert {*_OF_BASELINE, *others} == TrainingConfig.model_fields.keys()
 
 
 def test_a_baseline_stays_where_nothing_is_trained(trained, tmp_path):
