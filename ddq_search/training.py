@@ -169,7 +169,7 @@ def run_phase(
             phase.module.load_state_dict(phase.averaged.module.state_dict())
         state = _state(phase)
         distributed.require_same(state, f"after epoch {epoch + 1} of phase {phase.name!r}")
-        record.save_checkpoint(phase.name, state, {"epoch": epoch + 1})
+        record.save_checkpoint(phase.name, state, {"epoch": epoch + 1, "epochs": phase.epochs})
 
 
 class Steps:

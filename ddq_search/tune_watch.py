@@ -1,9 +1,9 @@
 """Looks at a trial while it trains: validation losses on the way, and whether it is worth going on.
 
-About eight times during the joint training, the policy that would be chosen now for the budgets themselves is measured
-on the validation split, fake-quantized, with batch-norm statistics of its own; afterwards every fine-tuned policy
-within the budgets counts with its final loss. A pruner sees these values. In a multi-objective study, which Optuna
-cannot prune, a trial stops when it lies far behind the non-dominated ones.
+About eight times during the training of gates (joint, or on frozen weights), the policy that would be chosen now for
+the budgets themselves is measured on the validation split, fake-quantized, with batch-norm statistics of its own;
+afterwards every fine-tuned policy within the budgets counts with its final loss. A pruner sees these values. In a
+multi-objective study, which Optuna cannot prune, a trial stops when it lies far behind the non-dominated ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ddq_search.record import RunDirectory
 LOSSES = "losses"
 """User attribute: label (``joint 5``, ``p00``) → [step, loss]; it outlives the worker."""
 _LOOKS = 8
-"""Looks at the joint training, at most one per epoch."""
+"""Looks at the training of gates, at most one per epoch."""
 _COMPANY = 4
 """Non-dominated trials that must have a loss at the same moment before one is called hopeless."""
 _GATED = ("joint", "gates")
@@ -70,7 +70,7 @@ class WatchedRun(RunDirectory):
         """
         label = name.removeprefix("policy-")
         if name in _GATED and (name == "gates" or self._problem.config.search.mode == "joint"):
-            epoch, epochs = int(facts["epoch"]), self._problem.config.training.joint_epochs
+            epoch, epochs = int(facts["epoch"]), int(facts["epochs"])
             if epoch % max(1, epochs // _LOOKS) == 0 or epoch == epochs:
                 self._judge(f"{name} {epoch}", epoch, self._loss(name, tensors))
         elif label != name and label[0] in _WITHIN_BUDGETS:

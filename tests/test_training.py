@@ -142,7 +142,7 @@ def test_divergence_keeps_the_last_good_epoch(tmp_path, trouble):
     with pytest.raises(RunError, match=r"diverged in phase 'float': .*not finite .*epoch 3.*training\.float_rate"):
         run(phase_of(network(), **{trouble: 8}), tmp_path / "bad")
     stored = [RunDirectory(tmp_path / name, "f").load_checkpoint("float") for name in ("good", "bad")]
-    assert stored[1][1] == {"epoch": 2}
+    assert stored[1][1]["epoch"] == 2
     assert all(torch.equal(stored[0][0][key], value) for key, value in stored[1][0].items())
 
 

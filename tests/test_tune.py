@@ -419,6 +419,20 @@ def test_looking_at_a_trial_changes_nothing_and_sees_the_policy_for_the_budgets(
     assert trial.intermediate_values[2] == pytest.approx(integer, rel=0.02)
 
 
+@pytest.mark.parametrize("mode", ["ptq", "supernet"])
+def test_gates_on_frozen_weights_are_looked_at_too(tmp_path: Path, mode: str) -> None:
+    """Looks were spaced by the epochs of the joint training, however few those of the gates are."""
+    wanted = {
+        "model.name": "mlp", "data.limit": 100, "budgets.flash": "60%", "training.float_epochs": 1,
+        "training.joint_epochs": 16, "training.finetune_epochs": 1, "training.norm_batches": 2,
+        "training.batch_size": 16, "training.threads": 1, "search.mode": mode, "search.ptq_images": 32,
+        "search.solve_steps": 4 if mode == "ptq" else 10, "search.points": 1, "search.extra_points": 0,
+        "search.relaxed_points": 0, "search.uniform": [],
+    }  # fmt: skip
+    study = tune.run_study(load_config(None, wanted), assemble, tmp_path, StudyPlan(1, objective="scalar"))
+    assert list(study.trials[0].user_attrs["losses"]) == ["gates 1", "gates 2", "p00"]
+
+
 # -- artifacts, queue --------------------------------------------------------------------------------------------------
 
 
