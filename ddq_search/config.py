@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -94,7 +94,7 @@ class SpaceConfig(_Section):
     def _known(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
         wrong = [b for b in bits if b != FLOAT_BITS and not 2 <= b <= MAX_BITS]
         if wrong or not bits:
-            raise ValueError(f"bitwidths must be 2 to {MAX_BITS}, got {list(bits)}")
+            raise ValueError(f"bitwidths must be 2 to {MAX_BITS}")
         return tuple(sorted(set(bits)))
 
 
@@ -317,9 +317,25 @@ def _first_problem(error: ValidationError, path: Path | None) -> str:
         section = known.get(str(problem["loc"][0]))
         fields = getattr(section.annotation, "model_fields", known) if section and len(problem["loc"]) > 1 else known
         return f"unknown configuration key {key!r}{where}; known here: {', '.join(fields)}"
-    if not key:
-        return str(problem["msg"]).removeprefix("Value error, ") + where
-    return f"configuration key {key!r}{where}: {problem['msg']}, got {problem['input']!r}"
+    return f"configuration key {key!r}{where}: {said(problem)}" if key else said(problem) + where
+
+
+def said(problem: Mapping[str, Any]) -> str:
+    """Returns what a validation error of the configuration says, with the value unless that is a whole section."""
+    text, value = str(problem["msg"]).removeprefix("Value error, "), problem["input"]
+    if problem["type"] == "tuple_type":
+        text = f"expected a list{_names_in_list(problem['loc'])}"
+    return text if isinstance(value, Mapping) else f"{text}, got {value!r}"
+
+
+def _names_in_list(place: tuple[int | str, ...]) -> str:
+    """Returns the names that a list at this place of the configuration takes, where it takes names."""
+    annotation: Any = RunConfig
+    for part in place:
+        fields = getattr(annotation, "model_fields", {})
+        annotation = fields[part].annotation if part in fields else None
+    (element, *_) = get_args(annotation) or (None,)
+    return f" of {', '.join(map(str, get_args(element)))}" if get_origin(element) is Literal else ""
 
 
 def _without_none(value: Any) -> Any:

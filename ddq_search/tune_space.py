@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from optuna.trial import Trial
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ddq_search.config import RunConfig
+from ddq_search.config import RunConfig, said
 from ddq_search.errors import ConfigError
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -241,4 +241,4 @@ def applied(base: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}") from error
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {said(first)}") from error

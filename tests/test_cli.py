@@ -277,6 +277,8 @@ def test_lookups(call: Call, tmp_path: Path) -> None:
         (["--set", "nothing.at.all=3"], ["unknown configuration key 'nothing'"]),
         (["--set", "training.float_epochs=-3"], ["training.float_epochs", "-3"]),
         (["--set", "seed"], ["expected KEY=VALUE"]),
+        (["--set", "search.baselines=[greedy, foo]"], ["search.baselines.1", "'hawq-ilp'", "got 'foo'"]),
+        (["--set", "search.baselines=foo"], ["expected a list of lsq-uniform, random", "hawq-ilp", "got 'foo'"]),
         (["--seed", "-1"], ["seed"]),
         (["--seed", "9" * 30], ["seed"]),
         (["--latency", "0"], ["latency", "positive"]),

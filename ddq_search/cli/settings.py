@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from ddq_search.config import RunConfig, load_config
 from ddq_search.errors import ConfigError
 from search_spaces.patches import absolute, is_patches
 from search_spaces.super_resolution import TRAINING
+
+_NAMES = re.compile(r"\[ *[\w-]+( *, *[\w-]+)* *\]")
 
 
 def read_config(
@@ -58,8 +61,8 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _value(text: str) -> Any:
-    """TOML where it is TOML, else the text itself."""
+    """TOML where it is TOML, a list of names where a shell took their quotes, else the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text
+        return text[1:-1].replace(" ", "").split(",") if _NAMES.fullmatch(text) else text
