@@ -16,17 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ddq_search.budget import Wish, parse
 from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM
 from ddq_search.errors import ConfigError
+from ddq_search.method_names import Baseline, Method
 from ddq_search.precision import FLOAT_BITS, MAX_BITS
 
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = float | str
-Method = Literal[
-    "ddq", "dq", "dqss", "edmips", "bayesian-bits", "fracbits",
-    "lsq-uniform", "random", "random-search", "greedy", "ilp", "hawq-ilp", "nsga2", "rusci",
-]  # fmt: skip
-Baseline = Literal["lsq-uniform", "random", "random-search", "greedy", "ilp", "hawq-ilp", "nsga2", "rusci"]
 
 _NO_PART: dict[str, Any] = {"out": True, "training": {"device", "compile"}, "search": {"baselines"}}
 """What changes no checkpoint of a run: where it is computed and kept, and what it is compared with afterwards."""

@@ -19,10 +19,11 @@ from ddq_search.baselines.ilp import least_sensitive
 from ddq_search.baselines.random_policies import random_policies
 from ddq_search.baselines.uniform_lsq import uniform_policies, widest_uniform
 from ddq_search.cli.assembly import assemble
-from ddq_search.config import Baseline, load_config
+from ddq_search.config import load_config
 from ddq_search.cost import FLASH, LATENCY, PEAK_RAM, CostTables, Factor
 from ddq_search.errors import BudgetError, ConfigError
 from ddq_search.feasibility import Pricing
+from ddq_search.method_names import Baseline
 from ddq_search.record import RunDirectory
 from ddq_search.search import search
 from ddq_search.space import SearchSpace, Variable, build_space

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from ddq_search.cli import Interrupted, main
 from ddq_search.cli.app import app
 from ddq_search.cli.output import resumable
 from ddq_search.export.c.proof import EMULATED
+from ddq_search.method_names import Method
 
 FAST = [
     f"--set={key}={value}"
@@ -122,6 +123,12 @@ def _names(command: Any) -> list[str]:
         options = [o for o in parameter.opts if o.startswith("--")]
         names += options or [parameter.name]
     return [name for name in names if name != "--help"]
+
+
+def test_help_names_every_method() -> None:
+    group: Any = get_command(app)
+    (option,) = (parameter for parameter in group.commands["search"].params if parameter.name == "method")
+    assert option.help.startswith(", ".join(get_args(Method)))
 
 
 def test_help_does_not_wait_for_torch() -> None:

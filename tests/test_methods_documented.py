@@ -9,7 +9,8 @@ from typing import get_args
 
 import pytest
 
-from ddq_search.config import Method, QuantizerConfig
+from ddq_search.config import QuantizerConfig
+from ddq_search.method_names import Method
 from ddq_search.quantizers.registry import families
 from hardware_models.exact_widths import PAPERS
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from ddq_search import __version__
 from ddq_search.cli.output import tell
 from ddq_search.errors import ConfigError
+from ddq_search.method_names import Method
 
 _PACKAGES = ("ddq_search", "search_spaces", "hardware_models", "reports")
 
@@ -98,7 +99,9 @@ def search(
     set_: Settings = None,
     out: Annotated[Path | None, typer.Option("--out", help="run directory [default: runs/first]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
-    method: Annotated[str | None, typer.Option("--method", help="ddq, dq, dqss, edmips, … (docs/methods.md)")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help=f"{', '.join(get_args(Method))} (docs/methods.md)")
+    ] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="joint, supernet, or ptq: no training, no labels")] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="also train uniform, random, greedy and ILP policies, for the verdict")

@@ -9,12 +9,13 @@ import pytest
 
 from ddq_search.baselines import KINDS
 from ddq_search.cli.assembly import assemble
-from ddq_search.config import Method, load_config
+from ddq_search.config import load_config
 from ddq_search.cost import LATENCY
 from ddq_search.evaluation import IntegerEvaluator
 from ddq_search.export.c.registry import choose_kernels
 from ddq_search.integer.executor import run as execute
 from ddq_search.integer.lowering import lower
+from ddq_search.method_names import Method
 from ddq_search.methods import INFERRING, MIXING
 from ddq_search.quantizers.strategies import StrategyQuantizer
 from ddq_search.record import RunDirectory
