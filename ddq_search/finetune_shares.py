@@ -7,7 +7,6 @@ distance to the float model's output per epoch it has (the highest averages of D
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from ddq_search import distributed
@@ -44,7 +43,8 @@ def shared(total: int, needs: Sequence[float]) -> list[int]:
 
 def distances(stages: Stages, policies: Sequence[Policy], supernet: Supernet, teacher: Supernet) -> list[float]:
     """Returns each policy's distance to the float model's output with the supernet's weights."""
-    measured, net = stages.distance_to(teacher, stages.settings.calibration_batches), copy.deepcopy(supernet)
+    measured, net = stages.distance_to(teacher, stages.settings.calibration_batches), stages.problem.placed_supernet()
+    net.adopt(supernet)
     found = []
     for policy in policies:
         net.set_policy(policy.bits)
