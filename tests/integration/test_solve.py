@@ -145,7 +145,7 @@ def test_a_baseline_of_another_optimizer_is_trained_again(trained, tmp_path):
 def test_every_training_setting_either_decides_the_baseline_or_is_known_not_to():
     others = {
         "float_epochs", "float_rate",  # of the float model itself
-        "step_rate", "gate_rate", "calibration_batches", "norm_batches", "finetune_shares",  # of searched policies alone
+        "step_rate", "gate_rate", "calibration_batches", "norm_batches", "finetune_shares",  # of policies
         "memory_layout", "threads", "device", "compile",  # where it is computed
     }  # fmt: skip
     assert {*_OF_BASELINE, *others} == TrainingConfig.model_fields.keys()
