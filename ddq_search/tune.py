@@ -22,7 +22,7 @@ from ddq_search.errors import DDQError, RunError
 from ddq_search.problem import Problem
 from ddq_search.search import search
 from ddq_search.training import Progress, Silent
-from ddq_search.tune_queue import REASON, STOPPED, TRACEBACK, Heartbeat, Queue, held, origin, put_back
+from ddq_search.tune_queue import REASON, STOPPED, TRACEBACK, Heartbeat, Queue, held, origin
 from ddq_search.tune_space import applied
 from ddq_search.tune_study import GRACE, StudyPlan, first_line, open_study
 from ddq_search.tune_watch import Hopeless, WatchedRun
@@ -73,17 +73,21 @@ class _Worker:
     def work(self) -> None:
         """Takes and runs trials while there are any."""
         queue = Queue(self._study, self._folder, self._plan.trials, GRACE * self._plan.heartbeat_s)
-        while (trial := queue.take()) is not None:
-            try:
-                with Heartbeat(trial, self._plan.heartbeat_s):
-                    self._run(trial)
-            except UpdateFinishedTrialError:
-                self._progress.note(f"trial {trial.number} was given to another worker meanwhile")
-            except BaseException:  # Ctrl-C, or the storage or the trial's directory fails: the trial is not at fault
-                put_back(self._study, trial.number, None)
-                raise
-            if len(self._failed) == _PATIENCE:
-                raise RunError(f"{_PATIENCE} trials failed one after another, the last: {self._failed[-1]}")
+        try:
+            while (trial := queue.take()) is not None:
+                self._go_through(trial)
+        except BaseException:  # Ctrl-C, or the storage or the trial's directory fails: the trial is not at fault
+            queue.put_back()
+            raise
+
+    def _go_through(self, trial: Trial) -> None:
+        try:
+            with Heartbeat(trial, self._plan.heartbeat_s):
+                self._run(trial)
+        except UpdateFinishedTrialError:
+            self._progress.note(f"trial {trial.number} was given to another worker meanwhile")
+        if len(self._failed) == _PATIENCE:
+            raise RunError(f"{_PATIENCE} trials failed one after another, the last: {self._failed[-1]}")
 
     def _run(self, trial: Trial) -> None:
         frozen = self._study.get_trials(deepcopy=False)[trial.number]

@@ -99,6 +99,7 @@ class Queue:
     def __init__(self, study: optuna.Study, folder: Path, trials: int, grace_s: float) -> None:
         self._study, self._folder, self._trials, self._grace_s = study, folder, trials, grace_s
         self._seen: dict[tuple[int, TrialState], float] = {}
+        self._taken: int | None = None
 
     def take(self) -> Trial | None:
         """Returns a trial to run, new or to be gone on with, or None once enough are finished.
@@ -113,15 +114,19 @@ class Queue:
                 if done >= self._trials:
                     return None
                 if done + sum(trial.state == TrialState.RUNNING for trial in known) < self._trials:
-                    with warnings.catch_warnings(), interrupts_postponed() as pressed:
+                    with warnings.catch_warnings(), interrupts_postponed():
                         warnings.simplefilter("ignore", UserWarning)  # the heartbeat is ours
                         trial = self._study.ask()
-                        if pressed:
-                            put_back(self._study, trial.number, None)
+                        self._taken = trial.number
                     if not self._is_surplus(trial.number):
                         return trial
                     self._give_up(trial)
             time.sleep(1.0)
+
+    def put_back(self) -> None:
+        """Puts the trial that was taken last back, unless it has ended: its worker was stopped."""
+        if self._taken is not None:
+            put_back(self._study, self._taken, None)
 
     def _is_surplus(self, number: int) -> bool:
         """Whether finished trials and active ones of lower number are enough.
@@ -169,16 +174,16 @@ class Queue:
 
 
 @contextlib.contextmanager
-def interrupts_postponed() -> Iterator[list[int]]:
-    """Ctrl-C inside takes effect at the end; the list, empty until then, says so before. Main thread only."""
+def interrupts_postponed() -> Iterator[None]:
+    """Ctrl-C inside takes effect at the end. Main thread only."""
     pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield pressed
+        yield
         return
     signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
     try:
-        yield pressed
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
     if pressed:
