@@ -13,6 +13,7 @@ from ddq_search.cli import runs
 from ddq_search.cli.app import app
 from ddq_search.cli.assembly import open_policy, open_run
 from ddq_search.problem import evaluate_policy
+from ddq_search.quantizers.strategies import StrategyQuantizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -91,3 +92,26 @@ def test_exports_are_bit_exact(finished: tuple[Path, str], capsys: pytest.Captur
     if "c" in formats.split(","):
         assert result["c"]["passed"]
         assert "the image enlarged" in (folder / "c" / "model.h").read_text()
+
+
+def test_strategies_after_training_keep_the_picture(tmp_path: Path) -> None:
+    """DQSS without labels, 4-bit weights: near the float model, and every tensor chose one of the strategies."""
+    names = ["min-max", "mse", "kl"]
+    settings = {
+        "training.float_epochs": 30, "training.threads": 1, "search.points": 1, "search.relaxed_points": 0,
+        "search.extra_points": 0, "search.uniform": "[]", "space.weight_bits": "[4]", "space.activation_bits": "[8]",
+        "search.weight_quantizers": names, "search.activation_quantizers": names,
+    }  # fmt: skip
+    flags = ["--model", "espcn", "--data", "sample-images", "--device", "exact-widths"]
+    chosen = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
+    command = ["search", "--method", "dqss", "--mode", "ptq", *flags, *chosen, "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    front = json.loads((tmp_path / "run" / "front.json").read_text())
+    best = next(point for point in front["points"] if point["name"] == front["best"])
+    assert front["float"]["test_score"] - 2.5 < best["test_score"] <= front["float"]["test_score"] + 0.2
+    problem, record = open_run(tmp_path / "run")
+    _, net, _ = open_policy(problem, record, "best")
+    strategies = [each for each in net.tensor_quantizers() if isinstance(each, StrategyQuantizer)]
+    assert strategies
+    assert {each.names[int(branch)] for each in strategies for branch in each.chosen} <= set(names)
