@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -410,15 +410,7 @@ def test_two_processes_on_one_run(call: Call, run: Path) -> None:
         _refused(call(*SEARCH, "--out", run, "--resume"), "in use by another process")
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Background jobs of some shells start with Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_says_how_to_go_on() -> None:
     with pytest.raises(Interrupted, match="do this"), resumable("do this"):
         _interrupted_import()

@@ -574,14 +574,6 @@ def test_a_trial_that_waits_in_the_queue_is_held_by_nobody(tmp_path: Path) -> No
     assert study.trials[1].state == TrialState.RUNNING
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Python's own handler: a background job of a shell, for one, starts with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("when", ["while it is asked for", "while its place is looked up"])
