@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from ddq_search.cli import assembly
 from ddq_search.cli.settings import read_config
@@ -35,6 +34,7 @@ from ddq_search.stages import Stages, begin
 from ddq_search.supernet import Supernet
 from ddq_search.task import Measure
 from ddq_search.training import Silent
+from reports.baselines import interval
 
 MIXED = ["space.weight_bits=[2,3,4,5,6,7,8]", "space.activation_bits=[2,3,4,5,6,7,8]"]
 WEIGHTS_ONLY = ["space.weight_bits=[2,3,4,5,6,7,8]", "space.activation_bits=[32]"]
@@ -239,16 +239,12 @@ def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
         seeds = sorted(set(scores.get(ours, {})) & set(scores.get(theirs, {})))
         if seeds:
             deltas = np.array([scores[ours][seed] - scores[theirs][seed] for seed in seeds])
-            differences.append({"ours": ours, "theirs": theirs, "seeds": len(seeds), **interval(deltas)})
+            low, high = interval(deltas)
+            differences.append({
+                "ours": ours, "theirs": theirs, "seeds": len(seeds), "mean": round(float(deltas.mean()), 3),
+                "half_width": round((high - low) / 2, 3) if len(seeds) > 1 else None,
+            })  # fmt: skip
     return {"rows": rows, "differences": differences}
-
-
-def interval(deltas: np.ndarray) -> dict[str, float | None]:
-    """Returns mean and half width of the 95 % interval of paired differences; no width for one pair."""
-    if len(deltas) < 2:
-        return {"mean": round(float(deltas.mean()), 3), "half_width": None}
-    half = stats.t.ppf(0.975, len(deltas) - 1) * deltas.std(ddof=1) / np.sqrt(len(deltas))
-    return {"mean": round(float(deltas.mean()), 3), "half_width": round(float(half), 3)}
 
 
 if __name__ == "__main__":
