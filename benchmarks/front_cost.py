@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import torch
 from ddq_search.cli import assembly
 from ddq_search.cli.settings import read_config
 from ddq_search.config import RunConfig
-from ddq_search.finetune_shares import epochs_of
+from ddq_search.finetune_shares import finetune_all
 from ddq_search.joint import policies_of, train_jointly
 from ddq_search.judgement import judge_points
 from ddq_search.policy import Policy, uniform
@@ -77,10 +78,9 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alo
     searched = train_jointly(stages, teacher)
     joint_s = time.process_time() - began
     policies = [policy for policy in policies_of(stages, searched) if policy.origin == "search"]
-    shares = epochs_of(stages, policies, searched.net, teacher)
-    tuned = zip(policies, shares, strict=True)
-    candidates = [stages.finetune(policy, searched.net, teacher, own) for policy, own in tuned]
+    candidates = finetune_all(stages, policies, searched.net, teacher)
     front_s = time.process_time() - began
+    epochs_tuned = Counter(row["point"] for row in stages.record.history() if row["phase"] == "finetune")
     points = [point for point in judge_points(problem, candidates) if point.on_front and point.within_budgets]
     rows = []
     for point in points[:: max(1, len(points) // alone)][:alone]:
@@ -100,7 +100,7 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alo
         "data": problem.source.name,
         "epochs_uniform": epochs,
         "policies_tuned": len(policies),
-        "epochs_tuned": shares,
+        "epochs_tuned": [epochs_tuned[policy.name] for policy in policies],
         "points_on_front": len(points),
         "uniform_s": round(uniform_s, 1),
         "joint_s": round(joint_s, 1),

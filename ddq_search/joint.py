@@ -17,7 +17,7 @@ from ddq_search import front as fronts
 from ddq_search.batches import FirstBatches
 from ddq_search.budget import LABELS
 from ddq_search.errors import BudgetError
-from ddq_search.finetune_shares import epochs_of
+from ddq_search.finetune_shares import finetune_all
 from ddq_search.gate_training import GateTraining
 from ddq_search.judgement import Candidate, Front, judge_points
 from ddq_search.lagrangian import AugmentedLagrangian
@@ -133,10 +133,7 @@ def fill_front(stages: Stages, candidates: list[Candidate], searched: Searched, 
 
 def conclude(stages: Stages, searched: Searched, teacher: Supernet) -> Front:
     """Fine-tunes the policies of a searched supernet, judges them and writes the front into the run directory."""
-    policies = policies_of(stages, searched)
-    epochs = epochs_of(stages, policies, searched.net, teacher)
-    tuned = zip(policies, epochs, strict=True)
-    candidates = [stages.finetune(policy, searched.net, teacher, own) for policy, own in tuned]
+    candidates = finetune_all(stages, policies_of(stages, searched), searched.net, teacher)
     candidates += fill_front(stages, candidates, searched, teacher)
     return stages.present(candidates, teacher)
 
