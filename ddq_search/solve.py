@@ -68,7 +68,7 @@ def solve(
     carried = {name: _carried_over(problem, trained[1], name) for name in _taken_over(problem, trained, progress)}
     supernet = None if method in KINDS else trained_supernet(*trained)
     if supernet is not None:
-        problem.supernet().adopt(supernet)  # refused before anything is written
+        problem.space.require_trained(supernet.space)
     distributed.from_first(lambda: _claim(record, trained[1]))
     begin(problem, record, progress)
     for name, checkpoint in carried.items():

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from ddq_search.errors import SpaceError
+from ddq_search.errors import PolicyError, SpaceError
 from ddq_search.graph import WEIGHTED, ModelGraph, Operation, operations, tensor_groups
 from ddq_search.precision import INTERFACE_BITS
 
@@ -104,6 +104,21 @@ class SearchSpace:
     def searched(self) -> tuple[Variable, ...]:
         """The variables that have more than one candidate."""
         return tuple(variable for variable in self.variables if len(variable.candidates) > 1)
+
+    def require_trained(self, trained: SearchSpace) -> None:
+        """Returns where every candidate is one of another space, whose supernet was trained.
+
+        Raises:
+            PolicyError: a candidate was not trained there; names the variable.
+        """
+        for variable in self.variables:
+            known = trained[variable.name].candidates
+            new = sorted(set(variable.candidates) - set(known))
+            if new:
+                raise PolicyError(
+                    f"{variable.name!r} was not trained at {new} bits, only at {list(known)}; search again, or cut "
+                    "the candidates (space.weight_bits, space.activation_bits, pins)"
+                )
 
 
 def build_space(

@@ -173,10 +173,10 @@ class Supernet(nn.Module):
 
         The policy is drawn at a temperature (`cooled`); None for ``uniform`` stands for the thresholded gates.
         """
-        drawn = (
-            thresholded(cumulative) if uniform is None else choose(cooled(cumulative.detach(), temperature), uniform)
-        )
-        self._choose(drawn)
+        if uniform is None:
+            self._choose(thresholded(cumulative))
+        else:
+            self._choose(choose(cooled(cumulative.detach(), temperature), uniform))
         self._cumulative = cumulative.unbind(0)
         self.mode = "gated"
 
@@ -314,15 +314,9 @@ class Supernet(nn.Module):
         Raises:
             PolicyError: a candidate was not trained there; names the variable.
         """
+        self.space.require_trained(other.space)
         self.model.load_state_dict(other.model.state_dict())
         for variable, quantizer in zip(self.space.variables, self.quantizers, strict=True):
-            trained = other.space[variable.name].candidates
-            new = sorted(set(variable.candidates) - set(trained))
-            if new:
-                raise PolicyError(
-                    f"{variable.name!r} was not trained at {new} bits, only at {list(trained)}; search again, or cut "
-                    "the candidates (space.weight_bits, space.activation_bits, pins)"
-                )
             theirs = other.quantizers[other._row[variable.name]]
             assert isinstance(quantizer, Quantizer)
             assert isinstance(theirs, Quantizer)
