@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from ddq_search.budget import LABELS, parse, show
 from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM, CostModel, CostTables
+from ddq_search.enumerated_projector import EnumeratedProjector, is_small
 from ddq_search.errors import BudgetError
 from ddq_search.graph import ModelGraph
-from ddq_search.planned_projector import PlannedProjector
+from ddq_search.planned_projector import ArenaProjector, PlannedProjector
 from ddq_search.policy import uniform
 from ddq_search.projector import Projector, Solution
 
@@ -48,14 +49,15 @@ class Pricing:
     device: CostModel
     tables: CostTables
     projector: Projector
-    planned: PlannedProjector
+    planned: ArenaProjector
     reference: Mapping[str, float]
 
     @classmethod
     def build(cls, graph: ModelGraph, device: CostModel, tables: CostTables) -> Pricing:
         """Returns the pricing of a compiled model."""
-        projector = Projector(tables)
-        planned = PlannedProjector(projector, functools.partial(device.arena_bytes, graph, tables.space))
+        projector, arena_bytes = Projector(tables), functools.partial(device.arena_bytes, graph, tables.space)
+        small = is_small(tables.space)
+        planned = EnumeratedProjector(tables, arena_bytes) if small else PlannedProjector(projector, arena_bytes)
         pricing = cls(graph, device, tables, projector, planned, {})
         return replace(pricing, reference=pricing.price(uniform(tables.space, 8, 8)))
 
@@ -71,11 +73,11 @@ class Pricing:
     def most_likely(
         self, scores: NDArray[np.float64], limits: Mapping[str, float], excluded: Sequence[Mapping[str, int]]
     ) -> dict[str, int] | None:
-        """The policy of `PlannedProjector.most_likely`, which also says whether it is proven to be the best."""
+        """The policy of `ArenaProjector.most_likely`, which also says whether it is proven to be the best."""
         return self.planned.most_likely(scores, limits, excluded).policy
 
     def cheapest(self, cost: str, limits: Mapping[str, float]) -> dict[str, int] | None:
-        """The policy of `PlannedProjector.cheapest`, which also says whether it is proven to be the cheapest."""
+        """The policy of `ArenaProjector.cheapest`, which also says whether it is proven to be the cheapest."""
         return self.planned.cheapest(cost, limits).policy
 
 

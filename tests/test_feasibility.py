@@ -193,7 +193,7 @@ def test_a_large_policy_is_told_in_a_line():
 
 def test_where_no_arena_fits_and_not_all_were_planned_nothing_is_claimed(monkeypatch):
     """Live tensors fit 600 bytes at 2 and 4 bits; every arena has a gap of 500."""
-    monkeypatch.setattr("ddq_search.planned_projector._FEW", 0)
+    monkeypatch.setattr("ddq_search.enumerated_projector.FEW", 0)
     factor = Factor(PEAK_RAM, "v0", "tensor", ("weights/v0",), np.array([256.0, 512.0, 1024.0]), step=0)
     pricing = pricing_of(CostTables(toy_space([(2, 4, 8)]), [factor]), {(bits,): 512 for bits in (2, 4, 8)})
     message = refusal(pricing, {PEAK_RAM: 600.0})
@@ -209,6 +209,7 @@ def test_where_no_arena_fits_and_not_all_were_planned_nothing_is_claimed(monkeyp
 
 
 def test_a_stopped_solver_claims_nothing(monkeypatch):
+    monkeypatch.setattr("ddq_search.enumerated_projector.FEW", 0)
     pricing = opposed()
     monkeypatch.setattr("ddq_search.projector.milp", lambda *a, **k: SimpleNamespace(x=None, status=1))
     message = refusal(pricing, {FLASH: 1.0, LATENCY: 1.0})

@@ -20,6 +20,7 @@ from tests.toys import ToyDevice, all_policies, toy_space, toy_tables
 
 COSTS = (LATENCY, FLASH, PEAK_RAM)
 SPACES = st.lists(st.sampled_from([(8,), (2, 8), (4, 8), (2, 4, 8)]), min_size=1, max_size=4)
+FEW = "ddq_search.enumerated_projector.FEW"
 LARGE = pytest.mark.parametrize("few", [0, 1024])
 """The same spaces taken for large ones, in which conflicts are taken out, and for small ones."""
 
@@ -73,13 +74,13 @@ def test_in_a_small_space_every_answer_is_that_of_brute_force(candidates, seed):
 @settings(max_examples=15, deadline=None)
 @given(candidates=SPACES, seed=st.integers(0, 10_000))
 def test_in_a_large_space_limits_are_kept_and_nothing_is_claimed_that_is_not_so(candidates, seed):
-    pricing, limits, scores, all_prices = fragmented(candidates, seed)
-    within = [policy for policy, price in all_prices if keeps(price, limits)]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ddq_search.planned_projector._FEW", 0)
-        found = pricing.planned.most_likely(scores, limits)
-        known = pricing.planned.feasible(limits)
-        cheapest = [pricing.planned.cheapest(cost, limits) for cost in COSTS]
+        patched.setattr(FEW, 0)
+        pricing, limits, scores, all_prices = fragmented(candidates, seed)
+    within = [policy for policy, price in all_prices if keeps(price, limits)]
+    found = pricing.planned.most_likely(scores, limits)
+    known = pricing.planned.feasible(limits)
+    cheapest = [pricing.planned.cheapest(cost, limits) for cost in COSTS]
     for answer in (found, known, *cheapest):
         assert answer.policy is None or keeps(pricing.price(answer.policy), limits)
         assert not (answer.proven and answer.policy is None and within)
@@ -90,9 +91,11 @@ def test_in_a_large_space_limits_are_kept_and_nothing_is_claimed_that_is_not_so(
 
 
 @settings(max_examples=15, deadline=None)
-@given(candidates=SPACES, seed=st.integers(0, 10_000), gaps=st.booleans())
-def test_nearest_leaves_no_budget_looser_than_the_others_require(candidates, seed, gaps):
-    pricing, limits, _, all_prices = fragmented(candidates, seed, gaps)
+@given(candidates=SPACES, seed=st.integers(0, 10_000), few=st.sampled_from([0, 1024]))
+def test_nearest_leaves_no_budget_looser_than_the_others_require(candidates, seed, few):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FEW, few)
+        pricing, limits, _, all_prices = fragmented(candidates, seed, gaps=few > 0)
     limits = {cost: 0.8 * limit for cost, limit in limits.items() if limit > 0}
     if not limits or any(keeps(price, limits) for _, price in all_prices):
         return
@@ -100,9 +103,8 @@ def test_nearest_leaves_no_budget_looser_than_the_others_require(candidates, see
     needed = {cost: max(limit, price[cost]) for cost, limit in limits.items()}
     for cost in (cost for cost in limits if needed[cost] > limits[cost]):
         assert not [other for _, other in all_prices if keeps(other, needed) and other[cost] < needed[cost]]
-    if not gaps:
-        excess = [max(other[cost] / limit for cost, limit in limits.items()) for _, other in all_prices]
-        assert max(price[cost] / limit for cost, limit in limits.items()) == pytest.approx(min(excess), rel=1e-6)
+    excess = [max(other[cost] / limit for cost, limit in limits.items()) for _, other in all_prices]
+    assert max(price[cost] / limit for cost, limit in limits.items()) == pytest.approx(min(excess), rel=1e-6)
     bits = [sum(policy.values()) for policy, other in all_prices if keeps(other, needed)]
     assert sum(pricing.planned.nearest(limits).values()) == max(bits)
 
@@ -123,28 +125,46 @@ def two_tensors(fragments):
 
 @LARGE
 def test_a_conflict_names_only_the_choices_that_cause_the_gap(few, monkeypatch):
-    """The arena of (8, 4) has a gap. Taken out one by one that is two policies, or one conflict."""
-    monkeypatch.setattr("ddq_search.planned_projector._FEW", few)
+    """The arena of (8, 4) has a gap. In a large space that is one conflict; a small one needs no solver."""
+    monkeypatch.setattr(FEW, few)
     pricing, limits = two_tensors({(8, 4): 100}), {PEAK_RAM: 1200.0}
     scores = np.log([[0.1, 0.2, 0.7], [0.1, 0.6, 0.3], [0.1, 0.2, 0.7]])
     solved = []
     once = pricing.projector.most_likely
 
     def counted(*arguments):
-        solved.append(arguments[2])
+        solved.append(list(arguments[2]))
         return once(*arguments)
 
     monkeypatch.setattr(pricing.projector, "most_likely", counted)
     found = pricing.planned.most_likely(scores, limits)
     assert found == Solution({"weights/v0": 4, "weights/v1": 4, "weights/v2": 8}, proven=few > 0)
-    if not few:
-        assert solved[-1] == [{"weights/v0": 8, "weights/v1": 4}]
-    assert len(solved) == (3 if few else 2)
+    assert solved == ([] if few else [[], [{"weights/v0": 8, "weights/v1": 4}]])
+
+
+def test_a_small_space_plans_the_arenas_it_comes_to_and_each_of_them_once():
+    pricing, planned = two_tensors({(a, b): 900 for a in (2, 4, 8) for b in (2, 4, 8)}), []
+    arena_bytes = pricing.device.arena_bytes
+    pricing.planned._arena_bytes = lambda policy: planned.append(policy) or arena_bytes(None, None, policy)
+    assert pricing.planned.most_likely(np.zeros((3, 3)), {FLASH: 4.0}).policy in planned
+    assert len(planned) == 1
+    for _ in range(2):
+        assert pricing.planned.feasible({PEAK_RAM: 1200.0}).policy is None
+        assert len(planned) == sum(a + b <= 12 for a in (2, 4, 8) for b in (2, 4, 8)) * 3, (
+            "whose tensors fit 1200 bytes"
+        )
+
+
+def test_policies_that_hold_an_excluded_part_are_passed_over():
+    pricing = two_tensors({})
+    scores = np.log([[0.1, 0.2, 0.7], [0.1, 0.6, 0.3], [0.1, 0.2, 0.7]])
+    found = pricing.planned.most_likely(scores, {}, [{"weights/v0": 8}, {"weights/v1": 4, "weights/v2": 8}])
+    assert found == Solution({"weights/v0": 4, "weights/v1": 8, "weights/v2": 8}, proven=True)
 
 
 @LARGE
 def test_arenas_that_never_fit_are_proven_only_where_each_was_planned(few, monkeypatch):
-    monkeypatch.setattr("ddq_search.planned_projector._FEW", few)
+    monkeypatch.setattr(FEW, few)
     pricing = two_tensors({(a, b): 900 for a in (2, 4, 8) for b in (2, 4, 8)})
     assert pricing.planned.feasible({PEAK_RAM: 1200.0}) == Solution(None, proven=few > 0)
     assert pricing.planned.feasible({PEAK_RAM: 399.0}) == Solution(None, proven=True), "nor do the tensors themselves"
