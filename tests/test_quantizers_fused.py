@@ -123,10 +123,11 @@ def test_what_is_not_finite_stays_visible():
     assert torch.isnan(out[4321])
     assert torch.isfinite(out[:4321]).all()
     grad = torch.ones(5000)
-    _, sums = fused.backward(
-        x, grad, torch.tensor([0.5]), [(0, 15)], 0, leading=5000, gated=True, correction=0.0, overwrite=False
-    )
-    assert torch.isnan(sums.dots).all()
+    found = fused.backward(
+        x, grad, torch.tensor([0.5, 1.0]), ((0, 15), (0, 255)), 0, leading=5000, factor=1.0, gated=True, correction=0.0,
+        overwrite=False,
+    )  # fmt: skip
+    assert torch.isnan(found.cumulative).all()
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def gradient_inputs(weights):
     x, grad = (torch.randn(8, 3, 4, 5, generator=torch.Generator().manual_seed(seed)) * 2 for seed in (1, 2))
     steps = torch.rand((4, 8) if weights else (4,), generator=torch.Generator().manual_seed(3)) * 0.3 + 0.02
     limits = bounds(WEIGHTS if weights else ACTIVATIONS, x.device)
-    return [x, grad, steps, limits, torch.tensor([1]), 8 if weights else 2, True]
+    return [x, grad, steps, limits, torch.tensor([1]), 8 if weights else 2, 1.0 if weights else 4.0, True]
 
 
 @needs_kernels

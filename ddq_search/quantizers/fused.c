@@ -37,10 +37,11 @@ int64_t ddq_blocks(int64_t rows, int64_t columns)
     return rows * ((columns + BLOCK - 1) / BLOCK);
 }
 
-/* `out` may be `x`. An infinite range stands for float32, which changes nothing. Where `inside` is given it is set to 1 where the code is within the range, else 0; the first
-   `leading` columns of every row are copied to `kept` [rows, leading]. */
-void ddq_forward(const float *x, float *out, int64_t rows, int64_t columns, const float *inverse, const float *step,
-                 float low, float high, uint8_t *inside, float *kept, int64_t leading, int threads)
+/* `out` may be `x`. An infinite range stands for float32, which changes nothing. Where `inside` is given it is set to 1
+   where the code is within the range, else 0; the first `leading` columns of every row are copied to `kept`
+   [rows, leading]. */
+void ddq_forward(const float *x, float *out, int64_t rows, int64_t columns, const float *step, float low, float high,
+                 uint8_t *inside, float *kept, int64_t leading, int threads)
 {
     const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
@@ -49,7 +50,7 @@ void ddq_forward(const float *x, float *out, int64_t rows, int64_t columns, cons
         const int64_t row = span.row, first = span.first, count = span.count;
         const float *from = x + row * columns + first;
         float *to = out + row * columns + first;
-        const float inv = inverse[row], unit = step[row];
+        const float unit = step[row], inv = 1.0f / unit;
         const float below = (low - 0.5f) * unit, above = (high + 0.5f) * unit;
         if (inside) {
             uint8_t *flags = inside + row * columns + first;
@@ -67,14 +68,15 @@ void ddq_forward(const float *x, float *out, int64_t rows, int64_t columns, cons
 }
 
 /* Gradients. `x`: the first `leading` columns of every row, [rows, leading]. `inside`: as the forward pass left it, or
-   NULL when `leading` is `columns`: it is then read off `x`. `steps`, `inverses`: [candidates, rows]; `lows`, `highs`:
-   [candidates], code range less zero point, infinite for float32. `grad_x` is written everywhere and may be `grad`; sums run over the leading
-   columns. `partial`: [blocks, 1 + candidates] scratch. Out: `change` [rows],
-   the gradient of the logarithm of the chosen step; `dots` [candidates], <grad, x_q(k)>, over all rows, where `gated`. */
+   NULL when `leading` is `columns`: it is then read off `x`. `steps`: [candidates, rows]; `lows`, `highs`: [candidates],
+   code range less zero point, infinite for float32. `grad_x` is written everywhere and may be `grad`; sums run over the
+   leading columns and are multiplied by `factor`. `partial`: [blocks, 1 + candidates] scratch. Out: `grad_steps`
+   [candidates, rows], of the logarithm of the chosen step and zero elsewhere; unless it is NULL `grad_gates`
+   [candidates - 1], the differences of <grad, x_q(k)>, over all rows. */
 void ddq_backward(const float *x, const uint8_t *inside, const float *grad, float *grad_x, int64_t rows,
-                  int64_t columns, int64_t leading, int candidates, int choice, int gated, const float *inverses,
-                  const float *steps, const float *lows, const float *highs, float correction,
-                  double *partial, double *change, double *dots, int threads)
+                  int64_t columns, int64_t leading, int candidates, int choice, const float *steps, const float *lows,
+                  const float *highs, float correction, float factor, double *partial, float *grad_steps,
+                  float *grad_gates, int threads)
 {
     const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
     const int width = 1 + candidates;
@@ -86,7 +88,7 @@ void ddq_backward(const float *x, const uint8_t *inside, const float *grad, floa
         const float *xs = x + row * leading + first, *gs = grad + row * columns + first;
         float *out = grad_x + row * columns + first;
         double *sums = partial + block * width;
-        const float unit = steps[choice * rows + row], inv = inverses[choice * rows + row];
+        const float unit = steps[choice * rows + row], inv = 1.0f / unit;
         const float low = lows[choice], high = highs[choice];
         const float below = (low - 0.5f) * unit, above = (high + 0.5f) * unit;
         float corrected[BLOCK];
@@ -106,8 +108,8 @@ void ddq_backward(const float *x, const uint8_t *inside, const float *grad, floa
             }
             sums[0] = total;
         }
-        for (int k = 0; gated && k < candidates; k++) {
-            const float inv_k = inverses[k * rows + row], unit_k = steps[k * rows + row];
+        for (int k = 0; grad_gates && k < candidates; k++) {
+            const float unit_k = steps[k * rows + row], inv_k = 1.0f / unit_k;
             float dot = 0;
             if (isinf(highs[k]))
                 for (int64_t i = 0; i < kept; i++)
@@ -129,20 +131,28 @@ void ddq_backward(const float *x, const uint8_t *inside, const float *grad, floa
                 out[i] = xs[i] > below && xs[i] < above ? gs[i] : 0.0f;
         }
     }
-    for (int k = 0; k < candidates; k++)
-        dots[k] = 0;
-    for (int64_t row = 0; row < rows; row++)
-        change[row] = 0;
-    for (int64_t block = 0; block < rows * per_row; block++) {
-        change[block / per_row] += partial[block * width];
-        for (int k = 0; k < candidates; k++)
-            dots[k] += partial[block * width + 1 + k];
+    for (int64_t i = 0; i < candidates * rows; i++)
+        grad_steps[i] = 0;
+    for (int64_t row = 0; row < rows; row++) {
+        double change = 0;
+        for (int64_t block = row * per_row; block < (row + 1) * per_row; block++)
+            change += partial[block * width];
+        grad_steps[choice * rows + row] = factor * (float)change;
+    }
+    float previous = 0;
+    for (int k = 0; grad_gates && k < candidates; k++) {
+        double dot = 0;
+        for (int64_t block = 0; block < rows * per_row; block++)
+            dot += partial[block * width + 1 + k];
+        if (k)
+            grad_gates[k - 1] = factor * ((float)dot - previous);
+        previous = (float)dot;
     }
 }
 
 /* out = sum over candidates of shares[k] x_q(k). Steps and ranges as above. */
-void ddq_mix_forward(const float *x, float *out, int64_t rows, int64_t columns, int candidates, const float *inverses,
-                     const float *steps, const float *lows, const float *highs, const float *shares, int threads)
+void ddq_mix_forward(const float *x, float *out, int64_t rows, int64_t columns, int candidates, const float *steps,
+                     const float *lows, const float *highs, const float *shares, int threads)
 {
     const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
@@ -152,7 +162,7 @@ void ddq_mix_forward(const float *x, float *out, int64_t rows, int64_t columns, 
         const float *from = x + row * columns + first;
         float *to = out + row * columns + first;
         for (int k = 0; k < candidates; k++) {
-            const float inv = inverses[k * rows + row], unit = steps[k * rows + row] * shares[k];
+            const float step = steps[k * rows + row], inv = 1.0f / step, unit = step * shares[k];
             if (k == 0)
                 for (int64_t i = 0; i < count; i++)
                     to[i] = on_grid(from[i], inv, lows[k], highs[k]) * unit;
@@ -166,8 +176,8 @@ void ddq_mix_forward(const float *x, float *out, int64_t rows, int64_t columns, 
 /* Gradients of the mixture. `partial`: [blocks, 2 candidates] scratch. Out: `change` [candidates, rows], the gradients
    of the logarithms of the steps; `dots` [candidates], <grad, x_q(k)>; both summed over the leading columns. */
 void ddq_mix_backward(const float *x, const float *grad, float *grad_x, int64_t rows, int64_t columns, int64_t leading,
-                      int candidates, const float *inverses, const float *steps, const float *lows, const float *highs,
-                      const float *shares, double *partial, double *change, double *dots, int threads)
+                      int candidates, const float *steps, const float *lows, const float *highs, const float *shares,
+                      double *partial, double *change, double *dots, int threads)
 {
     const int64_t per_row = (columns + BLOCK - 1) / BLOCK;
     const int width = 2 * candidates;
@@ -183,7 +193,7 @@ void ddq_mix_backward(const float *x, const float *grad, float *grad_x, int64_t 
         for (int64_t i = 0; i < count; i++)
             passing[i] = 0;
         for (int k = 0; k < candidates; k++) {
-            const float inv = inverses[k * rows + row], unit = steps[k * rows + row], share = shares[k];
+            const float unit = steps[k * rows + row], inv = 1.0f / unit, share = shares[k];
             const float below = (lows[k] - 0.5f) * unit, above = (highs[k] + 0.5f) * unit;
             float dot = 0, clipped = 0;
             for (int64_t i = 0; i < count; i++)

@@ -7,7 +7,6 @@ operations, one pass forward and one backward.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,9 @@ from ddq_search import native
 _SOURCE = Path(__file__).with_suffix(".c")
 _PARALLEL_VALUES = 32768
 """Smaller tensors are not worth waking a thread."""
+
+Ranges = tuple[tuple[float, float], ...]
+"""Per candidate the smallest and largest code less the zero point; infinite for float32."""
 
 
 def status() -> str:
@@ -84,23 +86,82 @@ def forward_in_place(x: Tensor, step: Tensor, low: float, high: float, leading: 
 
 
 def _forward(x: Tensor, out: Tensor, step: Tensor, low: float, high: float, kept: Kept | None) -> None:
-    library = _library()
+    library, rows = _library(), step.numel()
     assert library is not None
-    rows = step.numel()
-    step = step.detach().contiguous()
-    inverse = 1 / step
+    step = step.contiguous()
     library.ddq_forward(
-        _pointer(x), _pointer(out), rows, x.numel() // rows, _pointer(inverse), _pointer(step), low, high,
-        _pointer(kept.inside) if kept else None, _pointer(kept.leading) if kept else None,
+        x.data_ptr(), out.data_ptr(), rows, x.numel() // rows, step.data_ptr(), low, high,
+        kept.inside.data_ptr() if kept else None, kept.leading.data_ptr() if kept else None,
         kept.leading.numel() if kept else 0, _threads(x),
     )  # fmt: skip
 
 
-class Sums(NamedTuple):
-    """What `backward` sums over leading values.
+class Gradients(NamedTuple):
+    """What `backward` returns.
 
     Attributes:
-        change: gradient of the log step of the chosen candidate, scalar or ``[rows]``.
+        x: of the input.
+        log_steps: ``[K]`` or ``[K, rows]``, zero but for the chosen candidate.
+        cumulative: of ``c``, ``[K − 1]``: the differences of ``<grad, x_q(k)>``; None unless wanted.
+    """
+
+    x: Tensor
+    log_steps: Tensor
+    cumulative: Tensor | None
+
+
+def backward(
+    kept: Tensor | Kept, grad: Tensor, steps: Tensor, ranges: Ranges, choice: int, *,
+    leading: int, factor: float, gated: bool, correction: float, overwrite: bool,
+) -> Gradients:  # fmt: skip
+    """Returns the gradients of quantizing.
+
+    Args:
+        kept: what was quantized, or what is left of it.
+        grad: gradient of the result, values stored in the order of what was quantized.
+        steps: ``[K]`` or ``[K, rows]``.
+        ranges: of every candidate.
+        choice: the candidate computed forward.
+        leading: how many values are summed over, in storage order; all of them where there are several rows.
+        factor: what the sums are multiplied by.
+        gated: whether the gradient of ``c`` is wanted.
+        correction: λ of the gradient correction.
+        overwrite: whether ``grad`` may become the result.
+    """
+    library = _library()
+    assert library is not None
+    x, inside = (kept.leading, kept.inside.data_ptr()) if isinstance(kept, Kept) else (kept, None)
+    candidates, rows = len(ranges), steps[0].numel()
+    columns, steps = grad.numel() // rows, steps.contiguous()
+    grad_x, grad_steps = grad if overwrite else torch.empty_like(grad), torch.empty_like(steps)
+    grad_cumulative = steps.new_empty(candidates - 1) if gated else None
+    partial = torch.empty(library.ddq_blocks(rows, columns) * (1 + candidates), dtype=torch.float64)
+    library.ddq_backward(
+        x.data_ptr(), inside, grad.data_ptr(), grad_x.data_ptr(), rows, columns, leading // rows, candidates, choice,
+        steps.data_ptr(), *_tables(ranges), correction, factor, partial.data_ptr(), grad_steps.data_ptr(),
+        None if grad_cumulative is None else grad_cumulative.data_ptr(), _threads(grad),
+    )  # fmt: skip
+    return Gradients(grad_x, grad_steps, grad_cumulative)
+
+
+def mix(x: Tensor, steps: Tensor, ranges: Ranges, shares: Tensor) -> Tensor:
+    """Returns ``Σ_k shares[k] x_q(k)``; ``steps`` is ``[K]`` or ``[K, rows]``, ``shares`` ``[K]``."""
+    library = _library()
+    assert library is not None
+    steps, shares = steps.contiguous(), shares.float().contiguous()
+    out, rows = torch.empty_like(x), steps[0].numel()
+    library.ddq_mix_forward(
+        x.data_ptr(), out.data_ptr(), rows, x.numel() // rows, len(ranges), steps.data_ptr(), *_tables(ranges),
+        shares.data_ptr(), _threads(x),
+    )  # fmt: skip
+    return out
+
+
+class Sums(NamedTuple):
+    """What `mix_backward` sums over leading values.
+
+    Attributes:
+        change: gradients of the log steps, as these.
         dots: ``<grad, x_q(k)>`` of every candidate, ``[K]``.
     """
 
@@ -108,78 +169,26 @@ class Sums(NamedTuple):
     dots: Tensor
 
 
-def backward(
-    kept: Tensor | Kept, grad: Tensor, steps: Tensor, ranges: Sequence[tuple[float, float]], choice: int, *,
-    leading: int, gated: bool, correction: float, overwrite: bool,
-) -> tuple[Tensor, Sums]:  # fmt: skip
-    """Returns the gradient of the input, and sums that are not scaled up.
-
-    Args:
-        kept: what was quantized, or what is left of it.
-        grad: gradient of the result, values stored in the order of what was quantized.
-        steps: ``[K]`` or ``[K, rows]``.
-        ranges: per candidate the smallest and largest code less the zero point; infinite for float32.
-        choice: the candidate computed forward.
-        leading: how many values are summed over, in storage order; all of them where there are several rows.
-        gated: whether ``dots`` are wanted; zeros otherwise.
-        correction: λ of the gradient correction.
-        overwrite: whether ``grad`` may become the result.
-    """
-    library = _library()
-    assert library is not None
-    x = kept.leading if isinstance(kept, Kept) else kept
-    candidates, rows = len(ranges), steps[0].numel()
-    columns = grad.numel() // rows
-    steps = steps.detach().contiguous()
-    inverses = 1 / steps
-    grad_x = grad if overwrite else torch.empty_like(grad)
-    partial = torch.empty(library.ddq_blocks(rows, columns) * (1 + candidates), dtype=torch.float64)
-    change = torch.empty(rows, dtype=torch.float64)
-    dots = torch.empty(candidates, dtype=torch.float64)
-    lows, highs = _tables(ranges)
-    library.ddq_backward(
-        _pointer(x), _pointer(kept.inside) if isinstance(kept, Kept) else None, _pointer(grad), _pointer(grad_x), rows,
-        columns, leading // rows, candidates, choice, int(gated), _pointer(inverses), _pointer(steps),
-        lows, highs, correction, _pointer(partial), _pointer(change), _pointer(dots), _threads(grad),
-    )  # fmt: skip
-    return grad_x, Sums(change.to(steps.dtype).reshape(steps.shape[1:]), dots.to(steps.dtype))
-
-
-def mix(x: Tensor, steps: Tensor, ranges: Sequence[tuple[float, float]], shares: Tensor) -> Tensor:
-    """Returns ``Σ_k shares[k] x_q(k)``; ``steps`` is ``[K]`` or ``[K, rows]``, ``shares`` ``[K]``."""
-    library = _library()
-    assert library is not None
-    steps, shares = steps.detach().contiguous(), shares.detach().float().contiguous()
-    inverses, out, rows = 1 / steps, torch.empty_like(x), steps[0].numel()
-    lows, highs = _tables(ranges)
-    library.ddq_mix_forward(
-        _pointer(x), _pointer(out), rows, x.numel() // rows, len(ranges), _pointer(inverses), _pointer(steps), lows,
-        highs, _pointer(shares), _threads(x),
-    )  # fmt: skip
-    return out
-
-
 def mix_backward(
-    x: Tensor, grad: Tensor, steps: Tensor, ranges: Sequence[tuple[float, float]], shares: Tensor, leading: int
+    x: Tensor, grad: Tensor, steps: Tensor, ranges: Ranges, shares: Tensor, leading: int
 ) -> tuple[Tensor, Sums]:
-    """Returns the gradient of the input of `mix`, and sums over ``leading`` values: ``change`` has a row per step."""
+    """Returns the gradient of the input of `mix`, and sums over ``leading`` values that are not scaled up."""
     library = _library()
     assert library is not None
-    steps, shares = steps.detach().contiguous(), shares.detach().float().contiguous()
-    inverses, grad_x, candidates, rows = 1 / steps, torch.empty_like(x), len(ranges), steps[0].numel()
+    steps, shares = steps.contiguous(), shares.float().contiguous()
+    grad_x, candidates, rows = torch.empty_like(x), len(ranges), steps[0].numel()
     columns = x.numel() // rows
     partial = torch.empty(library.ddq_blocks(rows, columns) * 2 * candidates, dtype=torch.float64)
     change, dots = torch.empty(steps.shape, dtype=torch.float64), torch.empty(candidates, dtype=torch.float64)
-    lows, highs = _tables(ranges)
     library.ddq_mix_backward(
-        _pointer(x), _pointer(grad), _pointer(grad_x), rows, columns, leading // rows, candidates, _pointer(inverses),
-        _pointer(steps), lows, highs, _pointer(shares), _pointer(partial), _pointer(change), _pointer(dots),
-        _threads(x),
+        x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), rows, columns, leading // rows, candidates, steps.data_ptr(),
+        *_tables(ranges), shares.data_ptr(), partial.data_ptr(), change.data_ptr(), dots.data_ptr(), _threads(x),
     )  # fmt: skip
     return grad_x, Sums(change.to(steps.dtype), dots.to(steps.dtype))
 
 
-def _tables(ranges: Sequence[tuple[float, float]]) -> tuple[ctypes.Array[ctypes.c_float], ctypes.Array[ctypes.c_float]]:
+@cache
+def _tables(ranges: Ranges) -> tuple[ctypes.Array[ctypes.c_float], ctypes.Array[ctypes.c_float]]:
     floats = ctypes.c_float * len(ranges)
     return floats(*(low for low, _ in ranges)), floats(*(high for _, high in ranges))
 
@@ -192,10 +201,6 @@ def dense(x: Tensor) -> bool:
 def laid_out(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     """Returns a tensor's values in another dense layout; the tensor itself where it has it already."""
     return x if x.stride() == stride else x.new_empty_strided(x.shape, stride).copy_(x)
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def _threads(x: Tensor) -> int:
@@ -212,21 +217,21 @@ def _library() -> ctypes.CDLL | None:
     pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     real, table = ctypes.c_float, ctypes.POINTER(ctypes.c_float)
     library.ddq_forward.argtypes = [
-        pointer, pointer, count, count, pointer, pointer, real, real, pointer, pointer, count, number,
+        pointer, pointer, count, count, pointer, real, real, pointer, pointer, count, number,
     ]  # fmt: skip
     library.ddq_forward.restype = None
     library.ddq_backward.argtypes = [
-        pointer, pointer, pointer, pointer, count, count, count, number, number, number, pointer, pointer,
-        table, table, real, pointer, pointer, pointer, number,
+        pointer, pointer, pointer, pointer, count, count, count, number, number, pointer, table, table, real, real,
+        pointer, pointer, pointer, number,
     ]  # fmt: skip
     library.ddq_backward.restype = None
     library.ddq_mix_forward.argtypes = [
-        pointer, pointer, count, count, number, pointer, pointer, table, table, pointer, number,
+        pointer, pointer, count, count, number, pointer, table, table, pointer, number,
     ]  # fmt: skip
     library.ddq_mix_forward.restype = None
     library.ddq_mix_backward.argtypes = [
-        pointer, pointer, pointer, count, count, count, number, pointer, pointer, table, table, pointer, pointer,
-        pointer, pointer, number,
+        pointer, pointer, pointer, count, count, count, number, pointer, table, table, pointer, pointer, pointer,
+        pointer, number,
     ]  # fmt: skip
     library.ddq_mix_backward.restype = None
     return library

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ddq_search.distributed import leading
 from ddq_search.quantizers import fused
-from ddq_search.quantizers.straight_through import Grid, fake_quantize, inner_product, inside_range
+from ddq_search.quantizers.straight_through import Grid, fake_quantize, inner_product, inside_range, ranges
 
 
 class MixPasses(torch.autograd.Function):
@@ -35,7 +35,7 @@ class MixPasses(torch.autograd.Function):
         ctx.leading = (len(x), 1.0) if steps.ndim == 2 else leading(len(x), share)
         ctx.save_for_backward(x, steps, shares)
         if ctx.fused:
-            return fused.mix(x, steps, _ranges(grids), shares)
+            return fused.mix(x, steps, ranges(grids), shares)
         total = torch.zeros_like(x)
         for part, step, grid in zip(shares.tolist(), steps, grids, strict=True):
             total.add_(fake_quantize(x, step, grid), alpha=part)
@@ -49,7 +49,7 @@ class MixPasses(torch.autograd.Function):
         size, factor = ctx.leading
         if ctx.fused:
             count, ours = size * (x.numel() // len(x)), fused.laid_out(grad, x.stride())
-            grad_x, sums = fused.mix_backward(x, ours, steps, _ranges(ctx.grids), shares, count)
+            grad_x, sums = fused.mix_backward(x, ours, steps, ranges(ctx.grids), shares, count)
             return grad_x, factor * sums.change, None, (factor * sums.dots).to(shares.dtype), None, None
         grad_x, change, dots = torch.zeros_like(x), torch.zeros_like(steps), torch.zeros_like(shares)
         for k, (step, grid) in enumerate(zip(steps, ctx.grids, strict=True)):
@@ -62,7 +62,3 @@ class MixPasses(torch.autograd.Function):
             else:
                 change[k] = factor * shares[k] * (inner_product(part, level) - inner_product(inside, x[:size]))
         return grad_x, change, None, dots, None, None
-
-
-def _ranges(grids: tuple[Grid, ...]) -> list[tuple[int, int]]:
-    return [(grid.low - grid.zero_point, grid.high - grid.zero_point) for grid in grids]

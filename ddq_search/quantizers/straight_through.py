@@ -34,6 +34,11 @@ class Grid(NamedTuple):
     zero_point: int
 
 
+def ranges(grids: tuple[Grid | None, ...]) -> fused.Ranges:
+    """Returns the smallest and largest code of every candidate, less its zero point; infinite for float32."""
+    return tuple((-math.inf, math.inf) if g is None else (g.low - g.zero_point, g.high - g.zero_point) for g in grids)
+
+
 def fake_quantize(x: Tensor, step: Tensor, grid: Grid | None) -> Tensor:
     """Returns ``x`` on the grid; ``x`` itself when ``grid`` is None (float32).
 
@@ -176,10 +181,7 @@ class FusedPasses(torch.autograd.Function):
     ) -> Tensor:
         """Returns ``x`` on the grid of the chosen candidate; ``x`` itself where it may be overwritten."""
         steps = log_steps.exp() if statistic is None else log_steps.exp() * statistic
-        ctx.ranges = [
-            (-math.inf, math.inf) if grid is None else (grid.low - grid.zero_point, grid.high - grid.zero_point)
-            for grid in grids
-        ]
+        ctx.ranges = ranges(grids)
         ctx.choice, ctx.estimate, ctx.gated = choice, estimate, cumulative is not None
         size, ctx.factor = (len(x), 1.0) if steps.ndim == 2 else leading(len(x), estimate.share)
         ctx.leading, ctx.stride = size * (x.numel() // len(x)), x.stride()
@@ -201,13 +203,11 @@ class FusedPasses(torch.autograd.Function):
         ours = fused.laid_out(grad, ctx.stride)
         overwrite = ctx.estimate.overwrites_gradient or ours is not grad
         gated = ctx.gated and ctx.needs_input_grad[3]
-        grad_x, sums = fused.backward(
-            fused.Kept(*rest) if ctx.in_place else rest[0], ours, steps, ctx.ranges, ctx.choice,
-            leading=ctx.leading, gated=gated, correction=ctx.estimate.correction, overwrite=overwrite,
+        found = fused.backward(
+            fused.Kept(*rest) if ctx.in_place else rest[0], ours, steps, ctx.ranges, ctx.choice, leading=ctx.leading,
+            factor=ctx.factor, gated=gated, correction=ctx.estimate.correction, overwrite=overwrite,
         )  # fmt: skip
-        grad_steps = torch.zeros_like(steps)
-        grad_steps[ctx.choice] = ctx.factor * sums.change
-        return grad_x, grad_steps, None, ctx.factor * sums.dots.diff() if gated else None, None, None, None
+        return found.x, found.log_steps, None, found.cumulative, None, None, None
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ operations.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,13 +14,12 @@ from torch.autograd.function import once_differentiable
 
 from ddq_search.distributed import leading
 from ddq_search.quantizers import fused
-from ddq_search.quantizers.straight_through import Grid
+from ddq_search.quantizers.straight_through import Grid, ranges
 
 
 def bounds(grids: tuple[Grid | None, ...], device: torch.device) -> Tensor:
     """Returns ``[2, K]``: the smallest and largest code less the zero point; infinite for float32."""
-    pairs = [(-math.inf, math.inf) if g is None else (g.low - g.zero_point, g.high - g.zero_point) for g in grids]
-    return torch.tensor(pairs, dtype=torch.float32, device=device).T.contiguous()
+    return torch.tensor(ranges(grids), dtype=torch.float32, device=device).T.contiguous()
 
 
 class TracedPasses(torch.autograd.Function):
@@ -46,42 +44,39 @@ class TracedPasses(torch.autograd.Function):
         size, factor = ctx.leading
         serves = x.device.type == "cpu" and x.dtype == torch.float32 and fused.is_built()
         gradients = _in_one_pass if serves else _in_torch
-        grad_x, change, dots = gradients(x, grad, steps, limits, choice, size, ctx.gated)
-        own = _chosen(steps, choice, 0)
-        chosen = torch.arange(len(steps), device=steps.device) == choice
-        grad_steps = torch.where(chosen.reshape(-1, *[1] * (steps.ndim - 1)), factor * change / own, 0.0)
-        return grad_x, grad_steps, factor * dots.diff() if ctx.gated else None, None, None, None
+        grad_x, grad_log_steps, grad_cumulative = gradients(x, grad, steps, limits, choice, size, factor, ctx.gated)
+        return grad_x, grad_log_steps / steps, grad_cumulative if ctx.gated else None, None, None, None
 
 
 @torch.library.custom_op("ddq_search::gradients_of_quantizing", mutates_args=(), tags=[torch.Tag.flexible_layout])
 def _in_one_pass(
-    x: Tensor, grad: Tensor, steps: Tensor, limits: Tensor, choice: Tensor, size: int, gated: bool
+    x: Tensor, grad: Tensor, steps: Tensor, limits: Tensor, choice: Tensor, size: int, factor: float, gated: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_in_torch` by the C kernel. Left to the compiler, masks of all tensors are written at the end of its forward."""
     if not fused.dense(x):
         x = x.contiguous()
     grad = fused.laid_out(grad, x.stride())
-    ranges = list(zip(*limits.tolist(), strict=True))
-    grad_x, sums = fused.backward(
-        x, grad, steps, ranges, int(choice), leading=size * (x.numel() // len(x)), gated=gated, correction=0.0,
-        overwrite=False,
+    found = fused.backward(
+        x, grad, steps, tuple(zip(*limits.tolist(), strict=True)), int(choice), leading=size * (x.numel() // len(x)),
+        factor=factor, gated=gated, correction=0.0, overwrite=False,
     )  # fmt: skip
-    return grad_x, sums.change, sums.dots
+    nothing = steps.new_zeros(len(steps) - 1)
+    return found.x, found.log_steps, nothing if found.cumulative is None else found.cumulative
 
 
 @_in_one_pass.register_fake
 def _(
-    x: Tensor, grad: Tensor, steps: Tensor, limits: Tensor, choice: Tensor, size: int, gated: bool
+    x: Tensor, grad: Tensor, steps: Tensor, limits: Tensor, choice: Tensor, size: int, factor: float, gated: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(steps[0]), steps.new_empty(len(steps))
+    return torch.empty_like(x), torch.empty_like(steps), steps.new_empty(len(steps) - 1)
 
 
 def _in_torch(
-    x: Tensor, grad: Tensor, steps: Tensor, limits: Tensor, choice: Tensor, size: int, gated: bool
+    x: Tensor, grad: Tensor, steps: Tensor, limits: Tensor, choice: Tensor, size: int, factor: float, gated: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradient of the input; that of the chosen candidate's log step; ``<grad, x_q(k)>``, if ``gated``.
+    """Returns the gradients of the input, of the log steps, and of ``c`` if ``gated``.
 
-    The last two are sums over the first ``size`` entries.
+    The last two are sums over the first ``size`` entries, times ``factor``.
     """
     own = _chosen(steps, choice, 0)
     step, (low, high) = _aligned(own, x), _chosen(limits, choice, 1)
@@ -91,9 +86,11 @@ def _in_torch(
     change = part_grad * _on_grid(part_x, step, low, high) - part_inside * part_x
     change = change.flatten(1).sum(1) if steps.ndim == 2 else change.sum()
     change = torch.where(torch.isinf(high), 0.0, change)
+    chosen = torch.arange(len(steps), device=steps.device) == choice
+    grad_log_steps = torch.where(chosen.reshape(-1, *[1] * (steps.ndim - 1)), factor * change, 0.0)
     candidates = range(len(steps) if gated else 0)
     dots = [(part_grad * _on_grid(part_x, _aligned(steps[k], x), limits[0, k], limits[1, k])).sum() for k in candidates]
-    return grad_x, change, torch.stack(dots) if gated else steps.new_zeros(len(steps))
+    return grad_x, grad_log_steps, factor * torch.stack(dots).diff() if gated else steps.new_zeros(len(steps) - 1)
 
 
 def _chosen(table: Tensor, choice: Tensor, dim: int) -> Tensor:
