@@ -54,7 +54,7 @@ def joint_phase(stages: Stages, net: Supernet, teacher: Supernet, aims: Sequence
     steps = settings.joint_epochs * stages.source.train_batches(settings.batch_size)
     optimizers = [
         (stages.weight_optimizer(net), settings.joint_rate),
-        (torch.optim.Adam(net.quantizers.parameters()), settings.step_rate),
+        stages.step_optimizer(net.quantizers.parameters()),
         stages.choice_optimizer(net.gates, steps),
     ]
     coldest = stages.problem.config.search.coldest or _COLDEST
@@ -82,7 +82,7 @@ def train_supernet(stages: Stages, teacher: Supernet) -> Supernet:
 
     optimizers = [
         (stages.weight_optimizer(net), stages.settings.joint_rate),
-        (torch.optim.Adam(net.quantizers.parameters()), stages.settings.step_rate),
+        stages.step_optimizer(net.quantizers.parameters()),
     ]
     stages.train(stages.phase("joint", net, optimizers, loss, stages.settings.joint_epochs))
     return net

@@ -92,7 +92,7 @@ def _train_one(stages: Stages, teacher: Supernet, method: str, number: int, aim:
         freeze(net.model)
     learned = [p for p in net.quantizers.parameters() if p.requires_grad]
     if learned:
-        optimizers.append((torch.optim.Adam(learned), settings.step_rate))
+        optimizers.append(stages.step_optimizer(learned))
     limits = AugmentedLagrangian(
         [aim.limits], penalty=problem.config.search.penalty, rate=problem.config.search.multiplier_rate,
         form=problem.config.search.constraint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -220,7 +220,7 @@ class Stages:
     def choice_optimizer(self, choices: torch.nn.Module, steps: int) -> tuple[torch.optim.Optimizer, float]:
         """Returns the optimizer of gates or other relaxed choices, and its rate: the fewer steps, the higher."""
         rate = self.settings.gate_rate or min(0.1, max(0.004, 12 / max(steps, 1)))
-        return torch.optim.Adam(choices.parameters(), betas=(0.9, 0.99)), rate
+        return torch.optim.Adam(choices.parameters(), betas=(0.9, 0.99), foreach=True), rate
 
     def weight_optimizer(self, net: Supernet) -> torch.optim.Optimizer:
         """Returns the optimizer of a network's own parameters; biases and normalisation are not decayed."""
@@ -231,8 +231,14 @@ class Stages:
             {"params": free, "weight_decay": 0.0},
         ]
         if self.settings.optimizer == "adam":
-            return torch.optim.Adam(groups)
-        return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+            return torch.optim.Adam(groups, foreach=True)
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+
+    def step_optimizer(
+        self, parameters: Iterable[Tensor], rate: float | None = None
+    ) -> tuple[torch.optim.Optimizer, float]:
+        """Returns the optimizer of what quantizers learn, and its rate: many tensors of few numbers, so all at once."""
+        return torch.optim.Adam(parameters, foreach=True), self.settings.step_rate if rate is None else rate
 
     # -- phases and policies ------------------------------------------------------------------------------------
 
@@ -290,7 +296,7 @@ class Stages:
         prepare(net)
         phase = self._weights_phase(f"tuning-{policy.name}", net, epochs, rates[0], teacher)
         phase.kind, phase.point = kind, policy.name
-        phase.optimizers.append((torch.optim.Adam(net.quantizers.parameters()), rates[1]))
+        phase.optimizers.append(self.step_optimizer(net.quantizers.parameters(), rates[1]))
         if self.frozen:
             freeze(net.model)
             del phase.optimizers[0]
