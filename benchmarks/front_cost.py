@@ -2,8 +2,8 @@
 
 python benchmarks/front_cost.py --out benchmarks/results/front_cost.json
 
-The front: joint training, fine-tuning, re-estimated statistics and evaluation of every searched policy. The uniform
-training: one policy, as many epochs as told (`joint + finetune` unless told), evaluated. Both start from the same float
+The front: joint training, fine-tuning, re-estimated statistics and evaluation of every searched policy, and of those that
+fill a front of too few points, as in a search. The uniform training: one policy, as many epochs as told (`joint + finetune` unless told), evaluated. Both start from the same float
 model, in one process, with the same threads. Every policy of the front is then trained alone for as long as the uniform
 one. Seconds are the processor's, of all threads: those on the wall would tell what else the machine did.
 """
@@ -26,7 +26,7 @@ from ddq_search.cli import assembly
 from ddq_search.cli.settings import read_config
 from ddq_search.config import RunConfig
 from ddq_search.finetune_shares import finetune_all
-from ddq_search.joint import policies_of, train_jointly
+from ddq_search.joint import fill_front, policies_of, train_jointly
 from ddq_search.judgement import judge_points
 from ddq_search.policy import Policy, uniform
 from ddq_search.problem import Problem
@@ -79,6 +79,7 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alo
     joint_s = time.process_time() - began
     policies = [policy for policy in policies_of(stages, searched) if policy.origin == "search"]
     candidates = finetune_all(stages, policies, searched.net, teacher)
+    candidates += fill_front(stages, candidates, searched, teacher)
     front_s = time.process_time() - began
     epochs_tuned = Counter(row["point"] for row in stages.record.history() if row["phase"] == "finetune")
     points = [point for point in judge_points(problem, candidates) if point.on_front and point.within_budgets]
@@ -99,8 +100,8 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alo
         "model": config.model.name,
         "data": problem.source.name,
         "epochs_uniform": epochs,
-        "policies_tuned": len(policies),
-        "epochs_tuned": [epochs_tuned[policy.name] for policy in policies],
+        "policies_tuned": len(candidates),
+        "epochs_tuned": {candidate.policy.name: epochs_tuned[candidate.policy.name] for candidate in candidates},
         "points_on_front": len(points),
         "uniform_s": round(uniform_s, 1),
         "joint_s": round(joint_s, 1),
