@@ -53,6 +53,15 @@ class Factor:
     step: int | None = None
 
 
+def keeps(price: Mapping[str, float], limits: Mapping[str, float]) -> bool:
+    """Whether a price exceeds no limit.
+
+    >>> keeps({"flash_bytes": 40.0, "latency_s": 2.0}, {"flash_bytes": 40.0})
+    True
+    """
+    return all(price[cost] <= limit for cost, limit in limits.items())
+
+
 class CostModel(Legality, Protocol):
     """What the core needs to know of a device."""
 

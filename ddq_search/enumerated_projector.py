@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ddq_search.cost import PEAK_RAM, CostTables
+from ddq_search.cost import PEAK_RAM, CostTables, keeps
 from ddq_search.planned_projector import ArenaBytes, ArenaProjector
 from ddq_search.projector import Solution
 from ddq_search.space import SearchSpace
@@ -80,7 +80,7 @@ class EnumeratedProjector(ArenaProjector):
             maybe &= self._costs[cost] <= limit * (1 + _ROUNDING)
         order = np.argsort(values, kind="stable")
         for index in order[maybe[order]].tolist():
-            if all(self._priced(index)[cost] <= limit for cost, limit in limits.items()):
+            if keeps(self._priced(index), limits):
                 yield index
 
     def _priced(self, index: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddq_search.budget import LABELS, parse, show
-from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM, CostModel, CostTables
+from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM, CostModel, CostTables, keeps
 from ddq_search.enumerated_projector import EnumeratedProjector, is_small
 from ddq_search.errors import BudgetError
 from ddq_search.graph import ModelGraph
@@ -67,8 +67,7 @@ class Pricing:
 
     def meets(self, policy: Mapping[str, int], limits: Mapping[str, float]) -> bool:
         """Whether a policy keeps every limit, peak RAM checked on the planned arena."""
-        price = self.price(policy)
-        return all(price[cost] <= limit for cost, limit in limits.items())
+        return keeps(self.price(policy), limits)
 
     def most_likely(
         self, scores: NDArray[np.float64], limits: Mapping[str, float], excluded: Sequence[Mapping[str, int]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddq_search.cost import COSTS, FLASH, LATENCY, PEAK_RAM
+from ddq_search.cost import COSTS, FLASH, LATENCY, PEAK_RAM, keeps
 from ddq_search.errors import PolicyError
 from ddq_search.feasibility import operation_costs
 from ddq_search.graph import operations
@@ -175,7 +175,7 @@ def judge(problem: Problem, candidates: Sequence[Candidate], float_validation: M
 
 def _point(problem: Problem, candidate: Candidate) -> Point:
     price = problem.pricing.price(candidate.policy.bits)
-    within = all(price[cost] <= limit for cost, limit in problem.budgets.items())
+    within = keeps(price, problem.budgets)
     facts = {
         "device": problem.device.name,
         **{cost: price[cost] for cost in COSTS if cost in price},

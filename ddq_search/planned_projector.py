@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ddq_search.cost import PEAK_RAM, CostTables
+from ddq_search.cost import PEAK_RAM, CostTables, keeps
 from ddq_search.projector import Projector, Solution
 
 _CONFLICTS, _TIGHTENINGS = 8, 8
@@ -111,9 +111,8 @@ class PlannedProjector(ArenaProjector):
         axis = PEAK_RAM if PEAK_RAM in limits else next(iter(limits))
         found = self._kept(lambda bounds, out: self._projector.cheapest(axis, bounds, out), limits, ())
         if found.policy is None and not found.proven:
-            nearest = self._projector.nearest(limits).policy
-            price = self.price(nearest) if nearest else {}
-            if nearest and all(price[cost] <= limit for cost, limit in limits.items()):
+            nearest = self._least_excess(limits)
+            if nearest and keeps(self.price(nearest), limits):
                 return Solution(nearest, proven=False)
         return found
 

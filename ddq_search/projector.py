@@ -20,7 +20,7 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ddq_search.contraction import Table, merged
-from ddq_search.cost import CostTables
+from ddq_search.cost import CostTables, keeps
 
 _SEPARABLE = 1e-12
 """Largest share of a table's largest entry by which it may differ from a sum of smaller tables."""
@@ -165,8 +165,7 @@ class Projector:
         return Solution(None, proven=False)
 
     def _keeps(self, policy: Mapping[str, int], limits: Mapping[str, float]) -> bool:
-        price = self.tables.price(policy) if limits else {}
-        return all(price[cost] <= limit for cost, limit in limits.items())
+        return not limits or keeps(self.tables.price(policy), limits)
 
     def _solve_once(
         self,

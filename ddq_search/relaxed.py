@@ -218,7 +218,6 @@ def _rounded_within(pricing: Pricing, relaxation: Fractional, limits: Mapping[st
     for offset in sorted({0.0, *fractions, 1.0}):
         choice = relaxation.rounded(offset + 1e-6).tolist()
         policy = {v.name: v.candidates[index] for v, index in zip(variables, choice, strict=True)}
-        price = pricing.price(policy)
-        if all(price[cost] <= limit for cost, limit in limits.items()):
+        if pricing.meets(policy, limits):
             return policy
     return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ddq_search.cost import keeps
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -32,6 +34,6 @@ def best_within(
     """
     able = [
         one for one in evaluated
-        if one.bits not in excluded and all(one.price[cost] <= limit for cost, limit in limits.items())
+        if one.bits not in excluded and keeps(one.price, limits)
     ]  # fmt: skip
     return min(able, key=lambda one: one.loss).bits if able else None
