@@ -70,14 +70,14 @@ def train_supernet(stages: Stages, teacher: Supernet) -> Supernet:
     net = stages.calibrated(teacher)
     variables, seed = stages.problem.space.variables, stages.problem.config.seed
     counts = torch.tensor([len(variable.candidates) for variable in variables])
-    forward = stages.forward_of(net)
+    loss_of = stages.loss_of(stages.forward_of(net), teacher)
 
     def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         level, noise = torch.rand(1, generator=generator), torch.rand(len(counts), generator=generator)
         drawn = ((level + noise - 0.5).clamp(0, 0.999) * counts).long().tolist()
         net.set_policy({v.name: v.candidates[index] for v, index in zip(variables, drawn, strict=True)})
-        value = stages.task_loss(forward(x), x, y, teacher)
+        value = loss_of(x, y)
         return value, {"loss": f"{value.item():.3f}"}
 
     optimizers = [
@@ -149,7 +149,7 @@ def _gated_phase(
         limits, penalty=config.penalty, rate=config.multiplier_rate, form=config.constraint
     )
     gates = GateTraining(net, tables, lagrangian)
-    forward = stages.forward_of(net)
+    loss_of = stages.loss_of(stages.forward_of(net), teacher)
     steps = epochs * stages.source.train_batches(stages.settings.batch_size)
 
     def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
@@ -157,7 +157,7 @@ def _gated_phase(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         drawn = torch.rand(variables, generator=generator) if config.gates == "sampled" else None
         gates.sample(index, drawn, coldest ** (number / steps))
-        value = stages.task_loss(forward(x), x, y, teacher)
+        value = loss_of(x, y)
         shown = {"loss": f"{value.item():.3f}", "point": str(index)}
         for cost, limit in lagrangian.targets[index].items():
             if gates.expected:

@@ -173,13 +173,14 @@ def _mixing(
     steps: int,
 ) -> None:  # fmt: skip
     problem = stages.problem
+    loss_of = stages.loss_of(net, teacher)
     choices = MixtureTraining(net, relaxation, problem.pricing.tables, limits)
 
     def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
         relaxation.advance(number / steps)
         generator = torch.Generator().manual_seed(problem.config.seed * 1_000_003 + number)
         choices.sample(torch.rand(relaxation.exists.shape, generator=generator))
-        value = stages.task_loss(net(x), x, y, teacher)
+        value = loss_of(x, y)
         return value, {"loss": f"{value.item():.3f}"}
 
     phase.kind, phase.point, phase.batch_loss = "joint", phase.name, loss
@@ -193,10 +194,11 @@ def _mixing(
 
 def _inferring(stages: Stages, teacher: Supernet, net: Supernet, limits: AugmentedLagrangian, phase: Phase) -> Phase:
     problem = stages.problem
+    loss_of = stages.loss_of(net, teacher)
     choices = InferredTraining(net, problem.pricing.tables, limits)
 
     def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
-        value = stages.task_loss(net(x), x, y, teacher)
+        value = loss_of(x, y)
         return value + choices.penalty().to(value.device), {"loss": f"{value.item():.3f}"}
 
     phase.kind, phase.point, phase.batch_loss = "joint", phase.name, loss

@@ -17,6 +17,7 @@ from ddq_search.budget import LABELS, show
 from ddq_search.compilation import CompiledForward
 from ddq_search.compute import trainable_compute, widened
 from ddq_search.config import TrainingConfig
+from ddq_search.distillation import DistilledLoss, Forward
 from ddq_search.errors import RunError
 from ddq_search.graph import to_json, write_graphml
 from ddq_search.judgement import Candidate, Front, judge
@@ -132,10 +133,10 @@ class Stages:
         return net, settings.float_epochs + int(facts["epoch"])
 
     def _weights_phase(self, name: str, net: Supernet, epochs: int, rate: float, teacher: Supernet | None) -> Phase:
-        forward = self.forward_of(net)
+        loss_of = self.loss_of(self.forward_of(net), teacher)
 
         def loss(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Mapping[str, str]]:
-            value = self.task_loss(forward(x), x, y, teacher)
+            value = loss_of(x, y)
             return value, {"loss": f"{value.item():.3f}"}
 
         phase = self.phase(name, net, [(self.weight_optimizer(net), rate)], loss, epochs)
@@ -143,7 +144,7 @@ class Stages:
             phase.averaged = moving_average(net, self.settings.ema_decay)
         return phase
 
-    def forward_of(self, net: Supernet) -> Callable[[Tensor], Tensor]:
+    def forward_of(self, net: Supernet) -> Forward:
         """Returns what runs a network: itself, or compiled where the settings ask for it."""
         if not self.settings.compile:
             return net
@@ -170,23 +171,11 @@ class Stages:
             loss_scale=self.compute.loss_scale(),
         )  # fmt: skip
 
-    def task_loss(self, output: Tensor, x: Tensor, y: Tensor, teacher: Supernet | None) -> Tensor:
-        """Returns the loss of a batch, part of it the distance to the teacher's output.
-
-        The distance is estimated on a leading share of the batch, unless it is all there is.
-        """
-        weight, output = self.settings.distillation, widened(output)
-        if teacher is None or weight == 0:
-            return self.task.loss(output, y)
-        count, factor = distributed.leading(len(x), self.settings.distilled_share if weight < 1 else 1.0)
-        value = torch.zeros((), device=output.device) if weight == 1 else (1 - weight) * self.task.loss(output, y)
-        if count == 0:
-            return value
-        teacher.eval()
-        with torch.no_grad():
-            reference = widened(teacher(x[:count]))
-        own_share = count * factor / len(x)  # 1 in one process
-        return value + weight * own_share * self.task.distance(output[:count], reference)
+    def loss_of(self, forward: Forward, teacher: Supernet | None) -> DistilledLoss:
+        """Returns what runs a network on a batch and gives the loss, in part the distance to the teacher's output."""
+        weight = self.settings.distillation
+        reference = teacher.eval() if teacher is not None and weight else None
+        return DistilledLoss(self.task, forward, reference, weight, self.settings.distilled_share)
 
     @torch.no_grad()
     def distance_to(self, teacher: Supernet, batches: int) -> Callable[[Supernet], float]:

@@ -34,16 +34,17 @@ def test_distillation_is_estimated_on_a_leading_share(tmp_path, weight, share, l
     stages, output, x, y, teacher, reference = _distilling(tmp_path, weight, share)
     distance = stages.task.distance(output[:leading], reference[:leading])
     expected = (1 - weight) * stages.task.loss(output, y) + weight * distance
-    assert float(stages.task_loss(output, x, y, teacher)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(stages.loss_of(lambda _: output, teacher)(x, y)) == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_parts_of_a_batch_distil_what_the_whole_does(tmp_path, share):
     """One of two parts holds none of the leading samples where there is only one."""
     stages, output, x, y, teacher, _ = _distilling(tmp_path, 0.7, share)
-    whole, summed = stages.task_loss(output, x, y, teacher), 0.0
+    whole, summed = stages.loss_of(lambda _: output, teacher)(x, y), 0.0
     for rank in range(3):
         part = Part(10, rank, 3, len(range(rank, 10, 3)) / 10)
         with dividing(part):
-            summed += part.weight * float(stages.task_loss(part.of(output), part.of(x), part.of(y), teacher))
+            loss = stages.loss_of(lambda _, part=part: part.of(output), teacher)
+            summed += part.weight * float(loss(part.of(x), part.of(y)))
     assert summed == pytest.approx(float(whole), rel=1e-6)

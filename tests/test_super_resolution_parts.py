@@ -339,7 +339,7 @@ def test_adam_trains_the_weights(tmp_path: Path) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 0.01
     x, y = next(problem.source.train(seed=0, epoch=0, batch_size=16))
-    stages.task_loss(net(x), x, y, None).backward()
+    stages.loss_of(net, None)(x, y).backward()
     optimizer.step()
     moved = (net.model.conv3.weight.detach() - before).abs()
     assert moved.median().item() == pytest.approx(0.01, rel=1e-3)
