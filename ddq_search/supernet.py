@@ -13,9 +13,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from ddq_search import distributed
 from ddq_search.batch_statistics import normalize
 from ddq_search.discrete import DiscreteNetwork, LayerNumbers
 from ddq_search.errors import PolicyError
+from ddq_search.folding import layer_numbers
 from ddq_search.graph import SAME_GRID, WEIGHTED, ModelGraph, Operation, inputs_of, operations
 from ddq_search.operators import CLAMPED_IN_PLACE, free_operation
 from ddq_search.precision import FLOAT_BITS, ActivationGrid
@@ -379,28 +378,12 @@ class Supernet(nn.Module):
             row = self._row[self.space.activations_of[op.name]]
             grids[op.name] = self._activation_quantizer(op.name).grid(self._choices[row])
             if op.kind in WEIGHTED:
-                layers[op.name] = self._numbers(op)
+                layers[op.name] = self._layer_numbers(op)
         return DiscreteNetwork(self.graph, dict(policy), layers, grids)
 
-    def _numbers(self, op: Operation) -> LayerNumbers:
+    def _layer_numbers(self, op: Operation) -> LayerNumbers:
         row = self._row[self.space.weights_of[op.name]]
-        quantizer, choice = self.quantizers[row], self._choices[row]
+        quantizer = self.quantizers[row]
         assert isinstance(quantizer, WeightQuantizer)
-        weight = self._weight(op)
-        numbers = quantizer.numbers(weight, choice)
-        module = self._modules_by_path[op.module or ""]
-        bias = _numpy(module.bias) if module.bias is not None else np.zeros(weight.shape[0])
-        gain, offset = np.ones(weight.shape[0]), bias
-        if op.norm is not None:
-            norm: Any = self._modules_by_path[op.norm]
-            gamma = _numpy(norm.weight) if norm.affine else np.ones(weight.shape[0])
-            beta = _numpy(norm.bias) if norm.affine else np.zeros(weight.shape[0])
-            gain = gamma / np.sqrt(_numpy(norm.running_var) + norm.eps)
-            offset = beta + (bias - _numpy(norm.running_mean)) * gain
-        return LayerNumbers(
-            numbers.codes, quantizer.candidates[choice], numbers.scale, gain, offset, numbers.codebook, numbers.points
-        )
-
-
-def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return tensor.detach().cpu().double().numpy()
+        norm = self._modules_by_path[op.norm] if op.norm is not None else None
+        return layer_numbers(quantizer, self._choices[row], self._modules_by_path[op.module or ""], norm)

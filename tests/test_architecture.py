@@ -22,7 +22,7 @@ FLOORS = (
      "planned_projector", "enumerated_projector", "lagrangian", "interchange", "quantizer_recipe", "training",
      "evaluation", "requantization", "record", "config", "integer", "problem", "gate_training", "mixture_training",
      "methods", "distributed", "batch_statistics", "batches", "compute", "compilation", "loss_scale",
-     "distillation"),
+     "distillation", "folding"),
     ("search", "stages", "solve", "ptq", "baselines", "relaxed", "strategy_guard", "finetune_shares", "joint", "api",
      "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
