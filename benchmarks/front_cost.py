@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +36,26 @@ from ddq_search.problem import Problem
 from ddq_search.record import RunDirectory
 from ddq_search.stages import Stages, begin
 from ddq_search.training import Silent
+
+
+class Stopwatch:
+    """Processor seconds of parts of the work, kept in a file: what a first process measured, a second does not forget.
+
+    Args:
+        path: of the file, JSON.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def on(self, part: str) -> Iterator[None]:
+        """Measures a part; of one that was interrupted within, only what came after."""
+        began = time.process_time()
+        yield
+        self.seconds.setdefault(part, time.process_time() - began)
+        self._path.write_text(json.dumps(self.seconds))
 
 
 def main() -> None:
@@ -70,18 +92,17 @@ def _arguments() -> argparse.Namespace:
 def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alone: int) -> dict[str, object]:
     stages = _stages(problem, folder / "search")
     teacher = stages.train_float()
-    bits = uniform(problem.space, 4, 8)
-    began = time.process_time()
-    stages.train_policy(Policy("uniform", bits, "uniform"), teacher, epochs)
-    uniform_s = time.process_time() - began
-
-    began = time.process_time()
-    searched = train_jointly(stages, teacher)
-    joint_s = time.process_time() - began
-    policies = [policy for policy in policies_of(stages, searched) if policy.origin == "search"]
-    candidates = finetune_all(stages, policies, searched.net, teacher)
-    candidates += fill_front(stages, candidates, searched, teacher)
-    front_s = time.process_time() - began
+    bits, watch = uniform(problem.space, 4, 8), Stopwatch(folder / "seconds.json")
+    with watch.on("uniform"):
+        stages.train_policy(Policy("uniform", bits, "uniform"), teacher, epochs)
+    with watch.on("joint"):
+        searched = train_jointly(stages, teacher)
+    with watch.on("finetune"):
+        policies = [policy for policy in policies_of(stages, searched) if policy.origin == "search"]
+        candidates = finetune_all(stages, policies, searched.net, teacher)
+        candidates += fill_front(stages, candidates, searched, teacher)
+    uniform_s, joint_s = watch.seconds["uniform"], watch.seconds["joint"]
+    front_s = joint_s + watch.seconds["finetune"]
     epochs_tuned = Counter(row["point"] for row in stages.record.history() if row["phase"] == "finetune")
     points = [point for point in judge_points(problem, candidates) if point.on_front and point.within_budgets]
     rows = []
