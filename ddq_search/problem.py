@@ -109,10 +109,7 @@ def price_model(
 ) -> tuple[ModelGraph, SearchSpace, Pricing, dict[str, float]]:  # fmt: skip
     """Returns a model's graph, search space, pricing and resolved budgets; raises as `pose` does."""
     graph = trace(model, example)
-    rules = [Rule(p, tuple(bits) if isinstance(bits, list) else (bits,)) for p, bits in space_config.pins.items()]
-    space = build_space(
-        graph, device, weight_bits=space_config.weight_bits, activation_bits=space_config.activation_bits, rules=rules
-    )
+    space = space_of(graph, device, space_config)
     weights = [variable.name for variable in space.variables if variable.role == "weights"]
     space = replace(
         space,
@@ -123,6 +120,14 @@ def price_model(
     budgets = {wish.cost: wish.resolve(pricing.reference) for wish in budget_config.wishes()}
     require_feasible(pricing, budgets)
     return graph, space, pricing, budgets
+
+
+def space_of(graph: ModelGraph, device: CostModel, config: SpaceConfig) -> SearchSpace:
+    """Returns the configured candidates that a device executes; raises as `build_space` does."""
+    rules = [Rule(p, tuple(bits) if isinstance(bits, list) else (bits,)) for p, bits in config.pins.items()]
+    return build_space(
+        graph, device, weight_bits=config.weight_bits, activation_bits=config.activation_bits, rules=rules
+    )
 
 
 def inputs(problem: Problem, count: int) -> Iterator[Tensor]:

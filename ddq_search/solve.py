@@ -16,10 +16,12 @@ import torch
 
 from ddq_search import distributed
 from ddq_search.baselines import KINDS, require_able, run_method, take_over
+from ddq_search.config import RunConfig
+from ddq_search.cost import CostModel
 from ddq_search.errors import ConfigError, RunError
 from ddq_search.joint import conclude, train_gates
 from ddq_search.judgement import Front
-from ddq_search.problem import Problem
+from ddq_search.problem import Problem, space_of
 from ddq_search.record import RunDirectory
 from ddq_search.stages import FIGURES, Stages, begin, known_figures
 from ddq_search.supernet import Supernet
@@ -81,6 +83,24 @@ def solve(
         take_over(trained[1], record)
         return run_method(stages, teacher, method)
     return conclude(stages, train_gates(stages, supernet, teacher, problem.config.search.solve_steps), teacher)
+
+
+def within_trained(config: RunConfig, device: CostModel, trained: Problem) -> RunConfig:
+    """Returns a configuration that pins tensors for which a device offers more than was trained to what was.
+
+    Methods that choose policies by scores train what they choose. A tensor of which nothing was trained is left for
+    `solve` to refuse.
+    """
+    if config.search.method in KINDS:
+        return config
+    pins: dict[str, int | list[int]] = {}
+    for variable in space_of(trained.graph, device, config.space).variables:
+        known = trained.space[variable.name].candidates
+        shared = [bits for bits in variable.candidates if bits in known]
+        if shared and len(shared) < len(variable.candidates):
+            pins[variable.name] = shared
+    space = config.space.model_copy(update={"pins": {**config.space.pins, **pins}})
+    return config.model_copy(update={"space": space}) if pins else config
 
 
 def require_same_settings(problem: Problem, trained: Problem, run: RunDirectory) -> None:

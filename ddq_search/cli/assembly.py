@@ -71,6 +71,13 @@ def posed_again(problem: Problem, config: RunConfig) -> Problem:
     return pose(problem.model, problem.source, device, config, problem.task)
 
 
+def within_trained(problem: Problem, config: RunConfig) -> RunConfig:
+    """Returns the configuration with pins where its device offers precisions that a problem's supernet has not seen."""
+    from ddq_search import solve
+
+    return solve.within_trained(config, find_device(config.device.profile, config.device.threads), problem)
+
+
 def _use_threads(config: RunConfig) -> None:
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)

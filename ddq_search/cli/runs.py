@@ -98,6 +98,9 @@ def solve(run: Path, flags: Mapping[str, Any], settings: list[str] | None, out: 
         with distributed.first_ahead():
             trained = assembly.open_run(run)
         config = solved_config(run, flags, settings, out)
+        if not any(text.startswith("space.") for text in settings or ()):
+            asked, config = config.space.pins, assembly.within_trained(trained[0], config)
+            _tell_pinned(config.space.pins, asked)
         with resumable("the same command with --resume goes on"), _held(out):
             record = distributed.from_first(lambda: assembly.begin_run(out, config, resume=resume))
             with progress_for(console) if distributed.rank() == 0 else nullcontext() as progress:
@@ -123,6 +126,16 @@ def solved_config(run: Path, flags: Mapping[str, Any], settings: list[str] | Non
         return config
     kept = {name: value for name, value in config.budgets if name in budgets}
     return config.model_copy(update={"budgets": BudgetConfig(**kept)})
+
+
+def _tell_pinned(pins: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    new = {name: bits for name, bits in pins.items() if name not in asked}
+    by_bits: dict[str, list[str]] = {}
+    for name, bits in new.items():
+        by_bits.setdefault(" or ".join(map(str, bits)), []).append(name)
+    for bits, names in by_bits.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        tell(f"only at {bits} bits, as trained: {', '.join(names[:3])}{more}")
 
 
 def _tell_front(front: Front) -> None:

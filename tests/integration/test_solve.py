@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from ddq_search import stages
 from ddq_search.cli.app import app
-from ddq_search.cli.assembly import assemble, posed_again
-from ddq_search.config import BudgetConfig, DeviceConfig, TrainingConfig, load_config
+from ddq_search.cli.assembly import assemble, open_run, posed_again
+from ddq_search.config import BudgetConfig, DeviceConfig, SearchConfig, TrainingConfig, load_config
 from ddq_search.errors import ConfigError, PolicyError, RunError
 from ddq_search.policy import read_policy
 from ddq_search.record import RunDirectory
 from ddq_search.search import search
-from ddq_search.solve import _OF_BASELINE, solve, trained_supernet
+from ddq_search.solve import _OF_BASELINE, solve, trained_supernet, within_trained
 from ddq_search.training import Silent
 
 SETTINGS = {
@@ -205,6 +205,36 @@ def test_the_command(trained, tmp_path):
     assert {row["phase"] for row in history} == {"gates"}
     (point,) = json.loads((tmp_path / "z" / "front.json").read_text())["points"]
     assert point["within_budgets"]
+
+
+def test_a_device_that_offers_more_is_solved_with_what_was_trained(tmp_path):
+    """It was refused, tensor by tensor, until every one was pinned by hand."""
+    run, out, runner = tmp_path / "run", tmp_path / "out", CliRunner()
+    settings = SETTINGS | {"device.profile": M7, "budgets.flash": "90%", "out": str(run)}
+    search(problem := assemble(load_config(None, settings)), RunDirectory(run))
+    command = ["solve", str(run), "--device", "cortex-a53-rpi3-lowbit-neon", "--flash", "70%", "--out", str(out)]
+    with pytest.raises(PolicyError, match="was not trained at"):  # who asks for candidates gets these or none
+        runner.invoke(app, [*command, "--set", "space.weight_bits=[2,4,8]"], catch_exceptions=False)
+    result = runner.invoke(app, command, catch_exceptions=False)
+    assert "only at 4 or 8 bits, as trained: weights/" in result.output
+    solved_problem, _ = open_run(out)
+    assert solved_problem.device.name == "cortex-a53-rpi3-lowbit-neon"
+    for variable in solved_problem.space.variables:
+        assert set(variable.candidates) <= set(problem.space[variable.name].candidates)
+    assert json.loads((out / "front.json").read_text())["points"]
+
+
+def test_what_was_trained_pins_nothing_where_it_is_all_there_is(trained):
+    problem = trained[0]
+    assert within_trained(problem.config, problem.device, problem) is problem.config
+    narrow = posed_again(problem, load_config(None, SETTINGS | {"space.weight_bits": [4, 8]}))
+    pinned = within_trained(problem.config, problem.device, narrow).space.pins
+    assert pinned == {v.name: [4, 8] for v in problem.space.variables if v.role == "weights"}
+    by_scores = problem.config.model_copy(update={"search": SearchConfig(method="greedy")})
+    assert within_trained(by_scores, problem.device, narrow) is by_scores  # trains what it chooses
+    untrained = posed_again(problem, load_config(None, SETTINGS | {"space.weight_bits": [4], "budgets.flash": None}))
+    config = load_config(None, SETTINGS | {"space.weight_bits": [2, 8]})
+    assert within_trained(config, problem.device, untrained) is config  # `solve` says which
 
 
 def test_threads_are_those_of_the_new_configuration(trained):
