@@ -5,16 +5,13 @@ Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, arXiv:15
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ddq_search import distributed
+from ddq_search.compilation import Forward
 from ddq_search.compute import widened
 from ddq_search.task import Task
-
-Forward = Callable[[Tensor], Tensor]
 
 
 class DistilledLoss:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ddq_search.budget import LABELS, parse, show
 from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM, CostModel, CostTables, keeps
 from ddq_search.enumerated_projector import EnumeratedProjector, is_small
-from ddq_search.errors import BudgetError
+from ddq_search.errors import BudgetError, some
 from ddq_search.graph import ModelGraph
 from ddq_search.planned_projector import ArenaProjector, PlannedProjector
 from ddq_search.policy import uniform
@@ -204,14 +204,9 @@ def summary(policy: Mapping[str, int]) -> str:
     for key, label in labels.items():
         groups.setdefault(label, []).append(key)
     largest = sorted(groups, key=lambda label: len(groups[label]), reverse=True)
-    told = [f"{label}: {_listed(groups[label])}" for label in largest[:_GROUPS]]
+    told = [f"{label}: {some(groups[label], _NAMES)}" for label in largest[:_GROUPS]]
     further = sum(len(groups[label]) for label in largest[_GROUPS:])
     return "; ".join([*told, f"{further} more of other bits"] if further else told)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-    return ", ".join(names[:_NAMES]) + more
 
 
 def _admitting(pricing: Pricing, price: Mapping[str, float], budgets: Mapping[str, float]) -> str:

@@ -17,9 +17,9 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from ddq_search.errors import PolicyError
+from ddq_search.errors import PolicyError, some
 from ddq_search.graph import ModelGraph
-from ddq_search.policy import Policy, checked, parse_policy, read_json, some
+from ddq_search.policy import Policy, checked, parse_policy, read_json
 from ddq_search.quantizer_recipe import from_recipe, to_recipe
 from ddq_search.space import Role, SearchSpace
 
@@ -77,7 +77,9 @@ def _read_csv(path: Path, space: SearchSpace) -> dict[str, int]:
     for line, row in _rows(path):
         layer = row["layer"]
         if layer not in layers:
-            raise PolicyError(f"{path}, line {line}: no layer {layer!r} in this model; known are {some(layers)}")
+            raise PolicyError(
+                f"{path}, line {line}: no layer {layer!r} in this model; known are {some(map(repr, layers))}"
+            )
         for column, role in _ROLES.items():
             cell, name = row[column].strip(), owners.get((layer, role))
             if not cell:

@@ -7,14 +7,14 @@ read and documents what is written, and pydantic is a dependency already.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddq_search.errors import PolicyError
+from ddq_search.errors import PolicyError, some
 from ddq_search.precision import FLOAT_BITS
 from ddq_search.space import SearchSpace
 
@@ -137,19 +137,13 @@ def checked(bits: Mapping[str, int], space: SearchSpace, path: Path) -> dict[str
     known = {variable.name: variable for variable in space.variables}
     for name, value in bits.items():
         if name not in known:
-            raise PolicyError(f"{path}: {name!r} is not in this model; known are {some(known)}")
+            raise PolicyError(f"{path}: {name!r} is not in this model; known are {some(map(repr, known))}")
         if value not in known[name].candidates:
             raise PolicyError(f"{path}: {name!r} at {value!r} bits; its candidates are {list(known[name].candidates)}")
     missing = [name for name in known if name not in bits]
     if missing:
-        raise PolicyError(f"{path}: no bitwidth for {some(missing)}")
+        raise PolicyError(f"{path}: no bitwidth for {some(map(repr, missing))}")
     return {name: bits[name] for name in known}
-
-
-def some(names: Iterable[str]) -> str:
-    """Returns the first five names, quoted, and how many more there are."""
-    listed = list(names)
-    return ", ".join(map(repr, listed[:5])) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
 def _first_problem(error: ValidationError, space: SearchSpace) -> str:

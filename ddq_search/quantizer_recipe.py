@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from ddq_search.errors import PolicyError
+from ddq_search.errors import PolicyError, some
 from ddq_search.graph import SAME_GRID, WEIGHTED, ModelGraph, Operation, operations
-from ddq_search.policy import Policy, some
+from ddq_search.policy import Policy
 from ddq_search.precision import FLOAT_BITS
 from ddq_search.space import Role, SearchSpace
 
@@ -126,7 +126,7 @@ def from_recipe(document: list[Any], space: SearchSpace, graph: ModelGraph, path
         if not any(re.search(entry.regex, op.name) for op in ops):
             raise PolicyError(
                 f"{path}, entry {number}: {entry.regex!r} matches no layer of this model; known are "
-                f"{some(op.name for op in ops)}"
+                f"{some(repr(op.name) for op in ops)}"
             )
     chosen = {op.name: _deciding(_in_order(entries), op) for op in ops}
     moves = {op.name for op in ops if op.kind in SAME_GRID}

@@ -14,10 +14,10 @@ from torch import Tensor
 from ddq_search import distributed, native
 from ddq_search.batches import TrainingBatches
 from ddq_search.budget import LABELS, show
-from ddq_search.compilation import CompiledForward
+from ddq_search.compilation import CompiledForward, Forward
 from ddq_search.compute import trainable_compute, widened
 from ddq_search.config import TrainingConfig
-from ddq_search.distillation import DistilledLoss, Forward
+from ddq_search.distillation import DistilledLoss
 from ddq_search.errors import RunError
 from ddq_search.graph import to_json, write_graphml
 from ddq_search.judgement import Candidate, Front, judge

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ddq_search.errors import ConfigError
+from ddq_search.errors import ConfigError, some
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts commonly save the weights among other things."""
@@ -35,7 +35,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     missing = [name for name in target if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in target]
     if missing or unexpected:
-        facts = [f"{what} {_few(names)}" for what, names in (("lacks", missing), ("adds", unexpected)) if names]
+        kinds = (("lacks", missing), ("adds", unexpected))
+        facts = [f"{what} {some(map(repr, names), 4)}" for what, names in kinds if names]
         raise ConfigError(f"weights {source} are not of this model: the file {' and '.join(facts)}")
     for name, value in state.items():
         if value.shape != target[name].shape:
@@ -88,8 +89,3 @@ def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if state and all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return state
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(repr(name) for name in names[:4]) + more

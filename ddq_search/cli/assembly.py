@@ -14,6 +14,7 @@ from torch import nn
 from ddq_search.budget import LABELS, show
 from ddq_search.cli.tables import price_text
 from ddq_search.config import RunConfig, load_config
+from ddq_search.cost import CostModel
 from ddq_search.errors import ConfigError, PolicyError, RunError
 from ddq_search.interchange import SUFFIXES, read_any_policy
 from ddq_search.policy import Policy
@@ -38,7 +39,7 @@ def assemble(config: RunConfig) -> Problem:
         DDQError: any part of the configuration does not fit.
     """
     _use_threads(config)
-    device = find_device(config.device.profile, config.device.threads)
+    device = device_of(config)
     model, source, task = _learned(config)
     if config.model.weights is not None:
         load_weights(model, config.model.weights)
@@ -67,15 +68,16 @@ def posed_again(problem: Problem, config: RunConfig) -> Problem:
         CostError, BudgetError: the device is unknown, or no policy meets the budgets on it.
     """
     _use_threads(config)
-    device = find_device(config.device.profile, config.device.threads)
-    return pose(problem.model, problem.source, device, config, problem.task)
+    return pose(problem.model, problem.source, device_of(config), config, problem.task)
 
 
-def within_trained(problem: Problem, config: RunConfig) -> RunConfig:
-    """Returns the configuration with pins where its device offers precisions that a problem's supernet has not seen."""
-    from ddq_search import solve
+def device_of(config: RunConfig) -> CostModel:
+    """Returns the device that a configuration names, with as many threads as it says.
 
-    return solve.within_trained(config, find_device(config.device.profile, config.device.threads), problem)
+    Raises:
+        CostError: there is none.
+    """
+    return find_device(config.device.profile, config.device.threads)
 
 
 def _use_threads(config: RunConfig) -> None:
@@ -247,6 +249,4 @@ def assemble_shape(config: RunConfig, input_shape: str, classes: int) -> Problem
     torch.manual_seed(config.seed)
     model = build_without_data(config.model.name, channels, classes, (height, width))
     zeros = (torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.long))
-    return pose(
-        model, LoaderSource([zeros], [zeros]), find_device(config.device.profile, config.device.threads), config
-    )
+    return pose(model, LoaderSource([zeros], [zeros]), device_of(config), config)

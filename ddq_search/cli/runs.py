@@ -18,7 +18,7 @@ from ddq_search.cli.tables import front_table, price_text
 from ddq_search.config import BudgetConfig, RunConfig, load_config
 from ddq_search.cost import LATENCY
 from ddq_search.discrete import DiscreteNetwork
-from ddq_search.errors import ConfigError, DDQError, RunError, VerificationError
+from ddq_search.errors import ConfigError, DDQError, RunError, VerificationError, some
 from ddq_search.export.c.proof import CReport
 from ddq_search.export.litert_runtime import LiteRtReport
 from ddq_search.export.onnx_runtime import OnnxReport
@@ -93,14 +93,16 @@ QUICK = (
 def solve(run: Path, flags: Mapping[str, Any], settings: list[str] | None, out: Path, *, resume: bool) -> None:
     """Solves other budgets or another device with the supernet of a finished run."""
     from ddq_search.solve import solve as solve_from
+    from ddq_search.solve import within_trained
 
     with distributed.processes():
         with distributed.first_ahead():
             trained = assembly.open_run(run)
         config = solved_config(run, flags, settings, out)
         if not any(text.startswith("space.") for text in settings or ()):
-            asked, config = config.space.pins, assembly.within_trained(trained[0], config)
-            _tell_pinned(config.space.pins, asked)
+            asked, config = config, within_trained(config, assembly.device_of(config), trained[0])
+            if distributed.rank() == 0:
+                _tell_pinned(config.space.pins, asked.space.pins)
         with resumable("the same command with --resume goes on"), _held(out):
             record = distributed.from_first(lambda: assembly.begin_run(out, config, resume=resume))
             with progress_for(console) if distributed.rank() == 0 else nullcontext() as progress:
@@ -129,13 +131,12 @@ def solved_config(run: Path, flags: Mapping[str, Any], settings: list[str] | Non
 
 
 def _tell_pinned(pins: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    new = {name: bits for name, bits in pins.items() if name not in asked}
     by_bits: dict[str, list[str]] = {}
-    for name, bits in new.items():
-        by_bits.setdefault(" or ".join(map(str, bits)), []).append(name)
-    for bits, names in by_bits.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        tell(f"only at {bits} bits, as trained: {', '.join(names[:3])}{more}")
+    for name, bits in pins.items():
+        if asked.get(name) != bits:
+            by_bits.setdefault(" or ".join(map(str, bits)), []).append(name)
+    for shown, names in by_bits.items():
+        tell(f"only at {shown} bits, as trained: {some(names, 3)}")
 
 
 def _tell_front(front: Front) -> None:

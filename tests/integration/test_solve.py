@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from ddq_search import stages
 from ddq_search.cli.app import app
 from ddq_search.cli.assembly import assemble, open_run, posed_again
+from ddq_search.cli.runs import _tell_pinned
 from ddq_search.config import BudgetConfig, DeviceConfig, SearchConfig, TrainingConfig, load_config
 from ddq_search.errors import ConfigError, PolicyError, RunError
 from ddq_search.policy import read_policy
@@ -222,6 +223,14 @@ def test_a_device_that_offers_more_is_solved_with_what_was_trained(tmp_path):
     for variable in solved_problem.space.variables:
         assert set(variable.candidates) <= set(problem.space[variable.name].candidates)
     assert json.loads((out / "front.json").read_text())["points"]
+
+
+def test_a_pin_that_is_narrowed_is_told(capsys):
+    _tell_pinned({"weights/conv1": [4], "weights/conv2": [4, 8], "fc": 8}, {"weights/conv1": [2, 4], "fc": 8})
+    assert capsys.readouterr().out.splitlines() == [
+        "only at 4 bits, as trained: weights/conv1",
+        "only at 4 or 8 bits, as trained: weights/conv2",
+    ]
 
 
 def test_what_was_trained_pins_nothing_where_it_is_all_there_is(trained):
