@@ -28,6 +28,7 @@ import torch
 from ddq_search.cli import assembly
 from ddq_search.cli.settings import read_config
 from ddq_search.config import RunConfig
+from ddq_search.cost import LATENCY
 from ddq_search.finetune_shares import finetune_all
 from ddq_search.joint import fill_front, policies_of, train_jointly
 from ddq_search.judgement import judge_points
@@ -35,6 +36,7 @@ from ddq_search.policy import Policy, uniform
 from ddq_search.problem import Problem
 from ddq_search.record import RunDirectory
 from ddq_search.stages import Stages, begin
+from ddq_search.task import DataSource
 from ddq_search.training import Silent
 
 
@@ -104,7 +106,8 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alo
     uniform_s, joint_s = watch.seconds["uniform"], watch.seconds["joint"]
     front_s = joint_s + watch.seconds["finetune"]
     epochs_tuned = Counter(row["point"] for row in stages.record.history() if row["phase"] == "finetune")
-    points = [point for point in judge_points(problem, candidates) if point.on_front and point.within_budgets]
+    judged = judge_points(problem, candidates)
+    points = [point for point in judged if point.on_front and point.within_budgets]
     rows = []
     for point in points[:: max(1, len(points) // alone)][:alone]:
         name = f"alone-{point.policy.name}"
@@ -120,10 +123,20 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alo
     return {
         "seed": config.seed,
         "model": config.model.name,
-        "data": problem.source.name,
+        "data": _told(problem.source),
         "epochs_uniform": epochs,
         "policies_tuned": len(candidates),
-        "epochs_tuned": {candidate.policy.name: epochs_tuned[candidate.policy.name] for candidate in candidates},
+        "policies": [
+            {
+                "policy": point.policy.name,
+                "latency": round(point.price[LATENCY] / problem.pricing.reference[LATENCY], 4),
+                "epochs": epochs_tuned[point.policy.name],
+                "val_loss": round(point.validation.loss, 4),
+                "val_score": point.validation.score,
+                "on_front": point.on_front and point.within_budgets,
+            }
+            for point in judged
+        ],
         "points_on_front": len(points),
         "uniform_s": round(uniform_s, 1),
         "joint_s": round(joint_s, 1),
@@ -133,6 +146,11 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alo
         "mean_difference": round(statistics.mean(row["difference"] for row in rows), 3),
         "worst_difference": round(min(row["difference"] for row in rows), 3),
     }
+
+
+def _told(source: DataSource) -> str:
+    counts = [sum(len(x) for x, _ in source.plain(split, 1024)) for split in ("train", "validation")]
+    return f"{source.name}, {counts[0]:,} training and {counts[1]:,} validation images"
 
 
 def _stages(problem: Problem, folder: Path) -> Stages:
