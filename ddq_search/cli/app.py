@@ -1,4 +1,4 @@
-"""The commands and their options: what people type. What happens then is in `runs` and `lookups`.
+"""The commands and their options: what people type. What happens then is in `runs`, `deployment` and `lookups`.
 
 Those are imported when a command runs, so that ``--help`` does not wait for torch.
 """
@@ -184,9 +184,9 @@ def export(
     ] = None,
 ) -> None:
     """Exports a policy: the integer program with packed weights, and ONNX QDQ."""
-    from ddq_search.cli import runs
+    from ddq_search.cli import deployment
 
-    runs.export(run, policy, format_)
+    deployment.export(run, policy, format_)
 
 
 @app.command()
@@ -198,9 +198,9 @@ def verify(
     samples: Annotated[int, typer.Option("--samples", min=1, help="validation images to compare on")] = 256,
 ) -> None:
     """Proves that what was exported computes what was searched."""
-    from ddq_search.cli import runs
+    from ddq_search.cli import deployment
 
-    runs.verify(run, policy, samples)
+    deployment.verify(run, policy, samples)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ddq_search.cli import runs
+from ddq_search.cli import deployment, runs
 from ddq_search.cli.app import app
 from ddq_search.cli.assembly import open_policy, open_run
 from ddq_search.problem import evaluate_policy
@@ -79,8 +79,8 @@ def test_the_report_speaks_of_psnr(finished: tuple[Path, str]) -> None:
 def test_exports_are_bit_exact(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     path, _ = finished
     formats = "onnx,tflite,c" if shutil.which("cc") else "onnx,tflite"
-    runs.export(path, "best", formats)
-    runs.verify(path, "best", 16)
+    deployment.export(path, "best", formats)
+    deployment.verify(path, "best", 16)
     said = capsys.readouterr().out
     assert "verify: bit-exact" in said
     assert "top-1" not in said
