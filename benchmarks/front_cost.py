@@ -5,8 +5,8 @@ python benchmarks/front_cost.py --out benchmarks/results/front_cost.json
 The front: joint training, fine-tuning, re-estimated statistics and evaluation of every searched policy, and of those
 that fill a front of too few points, as in a search. The uniform training: one policy, as many epochs as told
 (`joint + finetune` unless told), evaluated. Both start from the same float model, in one process, with the same
-threads. Every policy of the front is then trained alone for as long as the uniform one. Seconds are the processor's, of
-all threads: those on the wall would tell what else the machine did.
+threads. Policies of the front are then trained alone for as long as the uniform one; what is known is written after each.
+Seconds are the processor's, of all threads: those on the wall would tell what else the machine did.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import torch
 
 from ddq_search.cli import assembly
 from ddq_search.cli.settings import read_config
-from ddq_search.config import RunConfig
 from ddq_search.cost import LATENCY
 from ddq_search.finetune_shares import finetune_all
 from ddq_search.joint import fill_front, policies_of, train_jointly
@@ -65,18 +64,18 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     config = read_config(Path(arguments.config) if arguments.config else None, {}, None, arguments.set)
     problem = assembly.assemble(config)
+    training = config.training
+    epochs = arguments.uniform_epochs or training.joint_epochs + training.finetune_epochs
+    facts = {
+        "command": " ".join(["benchmarks/front_cost.py", *sys.argv[1:]]), "threads": arguments.threads,
+        "seed": config.seed, "model": config.model.name, "data": _told(problem.source), "epochs_uniform": epochs,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        training = config.training
-        epochs = arguments.uniform_epochs or training.joint_epochs + training.finetune_epochs
-        result = _measure(problem, config, Path(arguments.keep or folder), epochs, arguments.alone)
-    document = {
-        "command": " ".join(["benchmarks/front_cost.py", *sys.argv[1:]]),
-        "threads": arguments.threads,
-        **result,
-    }
-    print(json.dumps(document, indent=1))
-    if arguments.out:
-        Path(arguments.out).write_text(json.dumps(document, indent=1) + "\n")
+        for figures in _measure(problem, Path(arguments.keep or folder), epochs, arguments.alone):
+            text = json.dumps({**facts, **figures}, indent=1)
+            if arguments.out:
+                Path(arguments.out).write_text(text + "\n")
+    print(text)
 
 
 def _arguments() -> argparse.Namespace:
@@ -91,7 +90,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alone: int) -> dict[str, object]:
+def _measure(problem: Problem, folder: Path, epochs: int, alone: int) -> Iterator[dict[str, object]]:
+    """Yields what is known when the front is done, and again after each of its points that is trained alone."""
     stages = _stages(problem, folder / "search")
     teacher = stages.train_float()
     bits, watch = uniform(problem.space, 4, 8), Stopwatch(folder / "seconds.json")
@@ -103,49 +103,33 @@ def _measure(problem: Problem, config: RunConfig, folder: Path, epochs: int, alo
         policies = [policy for policy in policies_of(stages, searched) if policy.origin == "search"]
         candidates = finetune_all(stages, policies, searched.net, teacher)
         candidates += fill_front(stages, candidates, searched, teacher)
-    uniform_s, joint_s = watch.seconds["uniform"], watch.seconds["joint"]
-    front_s = joint_s + watch.seconds["finetune"]
-    epochs_tuned = Counter(row["point"] for row in stages.record.history() if row["phase"] == "finetune")
+    tuned = Counter(row["point"] for row in stages.record.history() if row["phase"] == "finetune")
     judged = judge_points(problem, candidates)
     points = [point for point in judged if point.on_front and point.within_budgets]
-    rows = []
-    for point in points[:: max(1, len(points) // alone)][:alone]:
-        name = f"alone-{point.policy.name}"
-        trained = stages.train_policy(replace(point.policy, name=name), teacher, epochs)
-        rows.append(
-            {
-                "policy": point.policy.name,
-                "val_score": point.validation.score,
-                "val_score_alone": trained.validation.score,
-                "difference": point.validation.score - trained.validation.score,
-            }
-        )
-    return {
-        "seed": config.seed,
-        "model": config.model.name,
-        "data": _told(problem.source),
-        "epochs_uniform": epochs,
-        "policies_tuned": len(candidates),
-        "policies": [
-            {
-                "policy": point.policy.name,
-                "latency": round(point.price[LATENCY] / problem.pricing.reference[LATENCY], 4),
-                "epochs": epochs_tuned[point.policy.name],
-                "val_loss": round(point.validation.loss, 4),
-                "val_score": point.validation.score,
-                "on_front": point.on_front and point.within_budgets,
-            }
-            for point in judged
-        ],
-        "points_on_front": len(points),
-        "uniform_s": round(uniform_s, 1),
-        "joint_s": round(joint_s, 1),
-        "front_s": round(front_s, 1),
-        "ratio": round(front_s / uniform_s, 2),
-        "points": rows,
-        "mean_difference": round(statistics.mean(row["difference"] for row in rows), 3),
-        "worst_difference": round(min(row["difference"] for row in rows), 3),
-    }
+    latency = problem.pricing.reference[LATENCY]
+    rows = {
+        point.policy.name: {
+            "latency": round(point.price[LATENCY] / latency, 4), "epochs": tuned[point.policy.name],
+            "on_front": point.on_front and point.within_budgets, "val_loss": round(point.validation.loss, 4),
+            "val_score": point.validation.score,
+        }
+        for point in judged
+    }  # fmt: skip
+    front_s = watch.seconds["joint"] + watch.seconds["finetune"]
+    figures = {
+        "points_on_front": len(points), "ratio": round(front_s / watch.seconds["uniform"], 2),
+        "seconds": {part: round(value, 1) for part, value in watch.seconds.items()}, "policies": rows,
+    }  # fmt: skip
+    yield figures
+    differences = []
+    for point in points[:: max(1, len(points) // max(1, alone))][:alone]:
+        name = point.policy.name
+        trained = stages.train_policy(replace(point.policy, name=f"alone-{name}"), teacher, epochs)
+        rows[name]["val_score_alone"] = trained.validation.score
+        differences.append(point.validation.score - trained.validation.score)
+        yield figures | {
+            "mean_difference": round(statistics.mean(differences), 3), "worst_difference": round(min(differences), 3)
+        }  # fmt: skip
 
 
 def _told(source: DataSource) -> str:
