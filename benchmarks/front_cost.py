@@ -5,8 +5,8 @@ python benchmarks/front_cost.py --out benchmarks/results/front_cost.json
 The front: joint training, fine-tuning, re-estimated statistics and evaluation of every searched policy, and of those
 that fill a front of too few points, as in a search. The uniform training: one policy, as many epochs as told
 (`joint + finetune` unless told), evaluated. Both start from the same float model, in one process, with the same
-threads. Policies of the front are then trained alone for as long as the uniform one; what is known is written after each.
-Seconds are the processor's, of all threads: those on the wall would tell what else the machine did.
+threads. Policies of the front are then trained alone for as long as the uniform one; what is known is written after
+each. Seconds are the processor's, of all threads: those on the wall would tell what else the machine did.
 """
 
 from __future__ import annotations
