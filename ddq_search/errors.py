@@ -1,14 +1,6 @@
-"""Every error a user can meet: one root, a few children, each also a standard exception; and how they name many."""
+"""Every error a user can meet: one root, a few children, each also a standard exception."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-
-
-def some(names: Iterable[str], most: int = 5) -> str:
-    """Returns the first names of many for a message, and how many more there are."""
-    listed = list(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 class DDQError(Exception):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ddq_search.budget import LABELS, parse, show
 from ddq_search.cost import BIT_OPERATIONS, ENERGY, FLASH, LATENCY, PEAK_RAM, CostModel, CostTables, keeps
 from ddq_search.enumerated_projector import EnumeratedProjector, is_small
-from ddq_search.errors import BudgetError, some
+from ddq_search.errors import BudgetError
 from ddq_search.graph import ModelGraph
+from ddq_search.listing import some
 from ddq_search.planned_projector import ArenaProjector, PlannedProjector
 from ddq_search.policy import uniform
 from ddq_search.projector import Projector, Solution

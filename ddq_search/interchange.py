@@ -17,8 +17,9 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from ddq_search.errors import PolicyError, some
+from ddq_search.errors import PolicyError
 from ddq_search.graph import ModelGraph
+from ddq_search.listing import some
 from ddq_search.policy import Policy, checked, parse_policy, read_json
 from ddq_search.quantizer_recipe import from_recipe, to_recipe
 from ddq_search.space import Role, SearchSpace

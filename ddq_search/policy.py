@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddq_search.errors import PolicyError, some
+from ddq_search.errors import PolicyError
+from ddq_search.listing import some
 from ddq_search.precision import FLOAT_BITS
 from ddq_search.space import SearchSpace
 

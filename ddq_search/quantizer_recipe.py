@@ -21,8 +21,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from ddq_search.errors import PolicyError, some
+from ddq_search.errors import PolicyError
 from ddq_search.graph import SAME_GRID, WEIGHTED, ModelGraph, Operation, operations
+from ddq_search.listing import some
 from ddq_search.policy import Policy
 from ddq_search.precision import FLOAT_BITS
 from ddq_search.space import Role, SearchSpace

@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ddq_search.errors import ConfigError, some
+from ddq_search.errors import ConfigError
+from ddq_search.listing import some
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts commonly save the weights among other things."""

@@ -15,7 +15,7 @@ SATELLITES = ("search_spaces", "hardware_models", "reports")
 PACKAGES = ("ddq_search", *SATELLITES)
 
 FLOORS = (
-    ("errors", "precision", "whole_files", "native", "method_names"),
+    ("errors", "listing", "precision", "whole_files", "native", "method_names"),
     ("graph", "trace", "fusion", "fx_nodes", "space", "cost", "packing", "arithmetic", "discrete", "budget", "task",
      "layer_shape", "schedule", "contraction", "size_constraints"),
     ("quantizers", "supernet", "operators", "policy", "pareto", "front", "feasibility", "judgement", "projector",

@@ -18,8 +18,9 @@ from ddq_search.cli.settings import read_config
 from ddq_search.cli.tables import front_table, price_text
 from ddq_search.config import BudgetConfig, RunConfig, load_config
 from ddq_search.cost import LATENCY
-from ddq_search.errors import ConfigError, DDQError, VerificationError, some
+from ddq_search.errors import ConfigError, DDQError, VerificationError
 from ddq_search.judgement import Front
+from ddq_search.listing import some
 from ddq_search.record import RunDirectory, locked
 
 DEMO: dict[str, Any] = {
