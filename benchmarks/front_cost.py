@@ -106,11 +106,12 @@ def _measure(problem: Problem, folder: Path, epochs: int, alone: int) -> Iterato
     tuned = Counter(row["point"] for row in stages.record.history() if row["phase"] == "finetune")
     judged = judge_points(problem, candidates)
     points = [point for point in judged if point.on_front and point.within_budgets]
+    names = {point.policy.name for point in points}
     latency = problem.pricing.reference[LATENCY]
     rows = {
         point.policy.name: {
             "latency": round(point.price[LATENCY] / latency, 4), "epochs": tuned[point.policy.name],
-            "on_front": point.on_front and point.within_budgets, "val_loss": round(point.validation.loss, 4),
+            "on_front": point.policy.name in names, "val_loss": round(point.validation.loss, 4),
             "val_score": point.validation.score,
         }
         for point in judged

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ddq_search import front as fronts
 from ddq_search.batches import FirstBatches
-from ddq_search.cost import keeps
 from ddq_search.errors import BudgetError
 from ddq_search.feasibility import Pricing
 from ddq_search.gate_training import choice_facts
@@ -221,6 +220,6 @@ def _rounded_within(pricing: Pricing, relaxation: Fractional, limits: Mapping[st
     for offset in sorted({0.0, *fractions, 1.0}):
         choice = relaxation.rounded(offset + 1e-6).tolist()
         policy = {v.name: v.candidates[index] for v, index in zip(variables, choice, strict=True)}
-        if keeps(pricing.price(policy), limits):
+        if pricing.meets(policy, limits):
             return policy
     return None

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddq_search.cost import keeps
 from ddq_search.discrete import integer_weights
 from ddq_search.errors import ConfigError
 from ddq_search.lagrangian import AugmentedLagrangian
@@ -360,6 +361,9 @@ def test_fractions_are_rounded_at_the_least_offset_that_keeps_the_budgets():
 
         def price(self, policy):
             return {"flash_bytes": float(sum(bits == 4 for bits in policy.values()))}
+
+        def meets(self, policy, limits):
+            return keeps(self.price(policy), limits)
 
     relaxation = Fractional([(0, 1)] * 3)
     with torch.no_grad():
