@@ -4,15 +4,17 @@ python benchmarks/front_cost.py --out benchmarks/results/front_cost.json
 
 The front: joint training, fine-tuning, re-estimated statistics and evaluation of every searched policy, and of those
 that fill a front of too few points, as in a search. The uniform training: one policy, as many epochs as told
-(`joint + finetune` unless told), evaluated. Both start from the same float model, in one process, with the same
-threads. Policies of the front are then trained alone for as long as the uniform one; what is known is written after
-each. Seconds are the processor's, of all threads: those on the wall would tell what else the machine did.
+(`joint + finetune` unless told), evaluated. Both start from the same float model, with the same threads, which
+`training.workers` may divide among points. Policies of the front are then trained alone for as long as the uniform one;
+what is known is written after every few. The ratio is one of seconds on the wall, so nothing else should run before the
+points are trained alone; seconds of all processors together are told beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -31,6 +33,7 @@ from ddq_search.cost import LATENCY
 from ddq_search.finetune_shares import finetune_all
 from ddq_search.joint import fill_front, policies_of, train_jointly
 from ddq_search.judgement import judge_points
+from ddq_search.point_workers import train_all
 from ddq_search.policy import Policy, uniform
 from ddq_search.problem import Problem
 from ddq_search.record import RunDirectory
@@ -40,7 +43,7 @@ from ddq_search.training import Silent
 
 
 class Stopwatch:
-    """Processor seconds of parts of the work, kept in a file: what a first process measured, a second does not forget.
+    """Seconds of parts of the work, on the wall and of all processors, kept in a file for a process that goes on.
 
     Args:
         path: of the file, JSON.
@@ -48,15 +51,22 @@ class Stopwatch:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
 
     @contextmanager
     def on(self, part: str) -> Iterator[None]:
         """Measures a part; of one that was interrupted within, only what came after."""
-        began = time.process_time()
+        began = _seconds()
         yield
-        self.seconds.setdefault(part, time.process_time() - began)
+        spent = {clock: round(value - began[clock], 1) for clock, value in _seconds().items()}
+        self.seconds.setdefault(part, spent)
         self._path.write_text(json.dumps(self.seconds))
+
+
+def _seconds() -> dict[str, float]:
+    """Returns the time on the wall, and that of the processors in this process and in those that ended."""
+    times = os.times()
+    return {"wall": time.monotonic(), "processors": sum(times[:4])}
 
 
 def main() -> None:
@@ -116,18 +126,23 @@ def _measure(problem: Problem, folder: Path, epochs: int, alone: int) -> Iterato
         }
         for point in judged
     }  # fmt: skip
-    front_s = watch.seconds["joint"] + watch.seconds["finetune"]
+    ratios = {
+        clock: round((seconds["joint"][clock] + seconds["finetune"][clock]) / seconds["uniform"][clock], 2)
+        for seconds in [watch.seconds]
+        for clock in ("wall", "processors")
+    }
     figures = {
-        "points_on_front": len(points), "ratio": round(front_s / watch.seconds["uniform"], 2),
-        "seconds": {part: round(value, 1) for part, value in watch.seconds.items()}, "policies": rows,
+        "points_on_front": len(points), "ratio": ratios["wall"], "ratio_processors": ratios["processors"],
+        "seconds": watch.seconds, "policies": rows,
     }  # fmt: skip
     yield figures
     differences = []
-    for point in points[:: max(1, len(points) // max(1, alone))][:alone]:
-        name = point.policy.name
-        trained = stages.train_policy(replace(point.policy, name=f"alone-{name}"), teacher, epochs)
-        rows[name]["val_score_alone"] = trained.validation.score
-        differences.append(point.validation.score - trained.validation.score)
+    chosen, together = points[:: max(1, len(points) // max(1, alone))][:alone], stages.settings.workers
+    for some in (chosen[first : first + together] for first in range(0, len(chosen), together)):
+        tasks = [(replace(point.policy, name=f"alone-{point.policy.name}"), epochs) for point in some]
+        for point, trained in zip(some, train_all(stages, tasks, teacher), strict=True):
+            rows[point.policy.name]["val_score_alone"] = trained.validation.score
+            differences.append(point.validation.score - trained.validation.score)
         yield figures | {
             "mean_difference": round(statistics.mean(differences), 3), "worst_difference": round(min(differences), 3)
         }  # fmt: skip

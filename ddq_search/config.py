@@ -24,7 +24,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = float | str
 
-_NO_PART: dict[str, Any] = {"out": True, "training": {"device", "compile"}, "search": {"baselines"}}
+_NO_PART: dict[str, Any] = {"out": True, "training": {"device", "compile", "workers"}, "search": {"baselines"}}
 """What changes no checkpoint of a run: where it is computed and kept, and what it is compared with afterwards."""
 
 _YOUNGER: dict[str, dict[str, Any]] = {
@@ -103,8 +103,10 @@ class TrainingConfig(_Section):
     ``ema_decay`` > 0 lets the float model, the baseline and every fine-tuned policy end as the moving average of their
     weights. ``distillation`` is the share of the loss that is the distance to the float model's output, estimated on
     ``distilled_share`` of each batch (on all of it where there is no other loss).
-    ``device`` is the processor that trains (``cpu``, ``cuda``, ``cuda:1``, ``mps``), ``precision`` the number format of
-    the network's products, ``compile`` whether training and the gated search run through ``torch.compile``.
+    ``workers`` processes train the points of a front at the same time (`ddq_search.point_workers`) and divide the
+    ``threads`` of the run among them. ``device`` is the processor that trains (``cpu``, ``cuda``, ``cuda:1``, ``mps``),
+    ``precision`` the number format of the network's products, ``compile`` whether training and the gated search run
+    through ``torch.compile``.
     """
 
     float_epochs: Annotated[int, Field(ge=0)] = 30
@@ -129,6 +131,7 @@ class TrainingConfig(_Section):
     calibration_batches: Positive = 4
     norm_batches: Positive = 40
     threads: Positive | None = None
+    workers: Positive = 1
     device: str = "cpu"
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     compile: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ddq_search import distributed
 from ddq_search.judgement import Candidate
+from ddq_search.point_workers import train_all
 from ddq_search.policy import Policy
 from ddq_search.stages import Stages
 from ddq_search.supernet import Supernet
@@ -20,8 +21,8 @@ def finetune_all(
     stages: Stages, policies: Sequence[Policy], supernet: Supernet, teacher: Supernet
 ) -> list[Candidate]:  # fmt: skip
     """Fine-tunes the policies of a searched supernet, each for its `epochs_of`."""
-    tuned = zip(policies, epochs_of(stages, policies, supernet, teacher), strict=True)
-    return [stages.finetune(policy, supernet, teacher, epochs) for policy, epochs in tuned]
+    tasks = list(zip(policies, epochs_of(stages, policies, supernet, teacher), strict=True))
+    return train_all(stages, tasks, teacher, supernet)
 
 
 def epochs_of(stages: Stages, policies: Sequence[Policy], supernet: Supernet, teacher: Supernet) -> list[int]:

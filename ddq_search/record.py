@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -88,7 +89,7 @@ class RunDirectory:
 
     def _append_history(self, row: Mapping[str, Any]) -> None:
         try:
-            with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+            with _in_turn(self.path), (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(dict(row))) + "\n")
         except OSError as error:
             remedy = "free some space" if error.errno == errno.ENOSPC else "mend that"
@@ -113,9 +114,11 @@ class RunDirectory:
         from_first(lambda: self._drop_history(kind, point, epoch))
 
     def _drop_history(self, kind: str, point: str | None, epoch: int) -> None:
-        rows = self.history()
-        kept = [r for r in rows if (r["phase"], r.get("point")) != (kind, point) or r["epoch"] < epoch]
-        if (self.path / "history.jsonl").exists():
+        if not (self.path / "history.jsonl").exists():
+            return
+        with _in_turn(self.path):
+            rows = self.history()
+            kept = [r for r in rows if (r["phase"], r.get("point")) != (kind, point) or r["epoch"] < epoch]
             self.write_text("history.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
     # -- checkpoints ------------------------------------------------------------------------------------------
@@ -213,6 +216,19 @@ def _locked(path: Path) -> Iterator[None]:
         for left in path.rglob(".*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
         yield
+
+
+@contextlib.contextmanager
+def _in_turn(folder: Path) -> Iterator[None]:
+    """Lets one process at a time change what several write to: those that train the points of a front."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def environment(processor: str = "cpu") -> dict[str, Any]:

@@ -253,14 +253,25 @@ class Stages:
         settings = self.settings
 
         def prepare(net: Supernet) -> None:
-            own = {k: v for k, v in supernet.state_dict().items() if not k.startswith("gates.")}
-            net.load_state_dict(own, strict=False)
+            net.load_state_dict(supernet.without_gates(), strict=False)
             net.set_policy(policy.bits)
             net.reestimate_norms(inputs(self.problem, settings.norm_batches))
 
         rates = (settings.finetune_rate, settings.step_rate / 3)
         epochs = settings.finetune_epochs if epochs is None else epochs
         return self._trained("finetune", policy, prepare, teacher, epochs, rates)
+
+    def train_apart(
+        self, policy: Policy, teacher: Supernet, epochs: int, supernet: Supernet | None = None
+    ) -> Candidate:  # fmt: skip
+        """Fine-tunes one policy from a supernet's weights, or trains it from the float model's where there is none."""
+        if supernet is None:
+            return self.train_policy(policy, teacher, epochs)
+        return self.finetune(policy, supernet, teacher, epochs)
+
+    def is_trained(self, policy: Policy) -> bool:
+        """Returns whether the run directory holds a policy's network."""
+        return self.record.checkpoint_facts(f"policy-{policy.name}") is not None
 
     def train_policy(self, policy: Policy, teacher: Supernet, epochs: int) -> Candidate:
         """Trains one policy from the float model, without any search; returns it with its validation figures."""

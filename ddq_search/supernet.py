@@ -321,6 +321,10 @@ class Supernet(nn.Module):
             assert isinstance(theirs, Quantizer)
             quantizer.take(theirs)
 
+    def without_gates(self) -> dict[str, Tensor]:
+        """Returns the state of weights and quantizers alone."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("gates.")}
+
     # -- calibration ------------------------------------------------------------------------------------------
 
     def _observe(self, op: Operation, value: Tensor) -> None:

@@ -24,7 +24,7 @@ FLOORS = (
      "methods", "distributed", "batch_statistics", "batches", "compute", "compilation", "loss_scale",
      "distillation", "folding"),
     ("search", "stages", "solve", "ptq", "baselines", "relaxed", "strategy_guard", "finetune_shares", "joint", "api",
-     "tune", "export", "verify"),
+     "point_workers", "tune", "export", "verify"),
     ("cli", "__main__", "demo"),
 )  # fmt: skip
 """Parts of the core by floor, lowest first; ``tune_study`` lives where ``tune`` does."""

@@ -15,8 +15,10 @@ from ddq_search import front as fronts
 from ddq_search.baselines.choosing import choose, every_uniform, require_able
 from ddq_search.cost import COSTS
 from ddq_search.errors import BudgetError
-from ddq_search.judgement import Front
+from ddq_search.judgement import Candidate, Front
+from ddq_search.point_workers import train_all
 from ddq_search.policy import Policy
+from ddq_search.problem import Problem
 from ddq_search.stages import Stages
 from ddq_search.supernet import Supernet
 
@@ -46,7 +48,7 @@ def run_method(stages: Stages, teacher: Supernet, kind: str) -> Front:
     joint, tune = stages.settings.joint_epochs, stages.settings.finetune_epochs
     epochs = min(joint + tune, math.ceil((joint + len(aims) * tune) / len(policies)))
     stages.progress.note(f"{kind}: {len(policies)} policies for {len(aims)} aims, {epochs} epochs each")
-    candidates = [stages.train_policy(policy, teacher, epochs) for policy in stages.with_references(policies)]
+    candidates = train_all(stages, [(policy, epochs) for policy in stages.with_references(policies)], teacher)
     return stages.present(candidates, teacher)
 
 
@@ -65,9 +67,9 @@ def run_baselines(stages: Stages, teacher: Supernet, kinds: Sequence[str]) -> di
             stages.progress.note(str(error))
             continue
         epochs = settings.finetune_epochs + math.ceil(settings.joint_epochs / len(chosen))
-        for number, bits in enumerate(chosen):
-            policy = Policy(f"{kind}{number:02d}", bits, kind)
-            points.append({"kind": kind, "epochs": epochs, **_trained(stages, teacher, policy, epochs)})
+        policies = [Policy(f"{kind}{number:02d}", bits, kind) for number, bits in enumerate(chosen)]
+        for candidate in train_all(stages, [(policy, epochs) for policy in policies], teacher):
+            points.append({"kind": kind, "epochs": epochs, **_figures(problem, candidate)})
     document = {
         "format": "ddq-search baselines", "version": 1, "seed": problem.config.seed, "kinds": list(kinds),
         "points": points,
@@ -76,9 +78,9 @@ def run_baselines(stages: Stages, teacher: Supernet, kinds: Sequence[str]) -> di
     return document
 
 
-def _trained(stages: Stages, teacher: Supernet, policy: Policy, epochs: int) -> dict[str, Any]:
-    candidate = stages.train_policy(policy, teacher, epochs)
-    price = stages.problem.pricing.price(policy.bits)
+def _figures(problem: Problem, candidate: Candidate) -> dict[str, Any]:
+    policy = candidate.policy
+    price = problem.pricing.price(policy.bits)
     return {
         "name": policy.name,
         "val_loss": candidate.validation.loss,

@@ -48,6 +48,9 @@ Pins = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any key of the configuration; repeatable")
 ]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="processes that train points at the same time [default: 1]")
+]
 PolicyName = Annotated[str, typer.Option("--policy", help="best, a policy's name, or a policy file (.json, .csv)")]
 
 
@@ -106,6 +109,7 @@ def search(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="also train uniform, random, greedy and ILP policies, for the verdict")
     ] = False,
+    workers: Workers = None,
 ) -> None:
     """Searches policies under budgets: float training, joint search, fine-tuning, front."""
     from ddq_search.cli import runs
@@ -116,6 +120,8 @@ def search(
         set_ = [*(set_ or ()), f"search.method={method}"]
     if baselines:
         set_ = [*(set_ or ()), 'search.baselines=["lsq-uniform", "random", "greedy", "ilp"]']
+    if workers is not None:
+        set_ = [*(set_ or ()), f"training.workers={workers}"]
     flags = _flags(model, weights, data, device, latency, flash, peak_ram, seed)
     runs.search(config, flags, pin, set_, out, resume=resume)
 
