@@ -24,14 +24,6 @@ from reports.run_facts import flatten
 NO_SETTINGS = (
     "seed", "out", "training.threads", "training.workers", "training.device", "training.compile", "search.baselines",
 )  # fmt: skip
-    "seed",
-    "out",
-    "training.threads",
-    "training.workers",
-    "training.device",
-    "training.compile",
-    "search.baselines",
-)
 """Keys of the configuration in which runs of a group may differ."""
 CONFIDENCE = 0.95
 
