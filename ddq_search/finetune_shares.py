@@ -1,8 +1,9 @@
 """Fine-tuning where the supernet serves least: the points of a front share their epochs by what they lack.
 
 A supernet's weights suit the policies of many bits better than those of few. All points together get P ×
-``finetune_epochs``, as if each had its own; every point gets one, and each further one goes to the point with the most
-distance to the float model's output per epoch it has (the highest averages of D'Hondt). Ours.
+``finetune_epochs``, as if each had its own. Half of that each point has for certain; the other half goes where the
+distance to the float model's output exceeds that of the point that is served best (by the highest averages of
+D'Hondt): not even that one's distance is 0, so that much of a distance is no sign of a lack. Ours.
 """
 
 from __future__ import annotations
@@ -39,16 +40,18 @@ def epochs_of(stages: Stages, policies: Sequence[Policy], supernet: Supernet, te
     return epochs
 
 
-def shared(total: int, needs: Sequence[float]) -> list[int]:
-    """Returns integers that add up to ``total``, at least one for each need.
+def shared(total: int, distances: Sequence[float]) -> list[int]:
+    """Returns integers that add up to ``total``, half of it in equal parts, at least one for each distance.
 
-    >>> shared(8, [6.0, 2.0, 1.0])
-    [5, 2, 1]
+    >>> shared(12, [6.0, 2.0, 1.0])  # 2 each; the other 6 by excesses of 5, 1 and 0
+    [7, 3, 2]
     """
-    parts = [1] * len(needs)
-    for _ in range(total - len(needs)):
-        parts[max(range(len(needs)), key=lambda index: needs[index] / parts[index])] += 1
-    return parts
+    least, count = min(distances), len(distances)
+    certain = max(1, total // (2 * count))
+    parts = [0] * count
+    for _ in range(total - certain * count):
+        parts[max(range(count), key=lambda i: ((distances[i] - least) / (parts[i] + 1), -parts[i]))] += 1
+    return [certain + part for part in parts]
 
 
 def distances(stages: Stages, policies: Sequence[Policy], supernet: Supernet, teacher: Supernet) -> list[float]:
