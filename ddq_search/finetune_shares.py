@@ -3,7 +3,8 @@
 A supernet's weights suit the policies of many bits better than those of few. All points together get P ×
 ``finetune_epochs``, as if each had its own. Half of that each point has for certain; the other half goes where the
 distance to the float model's output exceeds that of the point that is served best (by the highest averages of
-D'Hondt): not even that one's distance is 0, so that much of a distance is no sign of a lack. Ours.
+D'Hondt): not even that one's distance is 0, so that much of a distance is no sign of a lack. Points with more epochs
+than an equal share train at a higher rate (`ddq_search.stages.rate_of`). Ours.
 """
 
 from __future__ import annotations

@@ -69,6 +69,15 @@ def known_figures(record: RunDirectory) -> dict[str, Any]:
     return known
 
 
+def rate_of(epochs: int, settings: TrainingConfig) -> float:
+    """Returns the learning rate of a fine-tuning: in proportion to its epochs where these are more than an equal share.
+
+    At most the rate of the joint training. In one epoch a high rate does harm that there is no time to undo.
+    """
+    longer = max(1.0, epochs / max(1, settings.finetune_epochs))
+    return max(settings.finetune_rate, min(settings.joint_rate, settings.finetune_rate * longer))
+
+
 def freeze(*modules: torch.nn.Module) -> None:
     """Lets nothing in the modules be trained."""
     for module in modules:
@@ -248,7 +257,7 @@ class Stages:
     ) -> Candidate:  # fmt: skip
         """Fine-tunes one policy from the supernet's weights; returns it with its validation figures.
 
-        As many ``epochs`` as configured unless told.
+        As many ``epochs`` as configured unless told; where it has more, it moves faster (`rate_of`).
         """
         settings = self.settings
 
@@ -257,8 +266,8 @@ class Stages:
             net.set_policy(policy.bits)
             net.reestimate_norms(inputs(self.problem, settings.norm_batches))
 
-        rates = (settings.finetune_rate, settings.step_rate / 3)
         epochs = settings.finetune_epochs if epochs is None else epochs
+        rates = (rate_of(epochs, settings), settings.step_rate / 3)
         return self._trained("finetune", policy, prepare, teacher, epochs, rates)
 
     def train_apart(

@@ -11,7 +11,7 @@ from ddq_search.config import load_config
 from ddq_search.finetune_shares import distances, epochs_of, shared
 from ddq_search.policy import Policy, uniform
 from ddq_search.record import RunDirectory
-from ddq_search.stages import Stages, begin
+from ddq_search.stages import Stages, begin, rate_of
 from ddq_search.training import Silent
 
 SETTINGS = {
@@ -75,3 +75,11 @@ def test_alike_where_asked_for_or_where_there_is_nothing_to_share(searched, chan
     settings = stages.settings.model_copy(update=change)
     other = Stages(stages.problem, stages.record, Silent(), settings=settings)
     assert epochs_of(other, policies(stages, 8, 2), net, teacher) == [settings.finetune_epochs] * 2
+
+
+def test_more_epochs_than_an_equal_share_move_faster():
+    settings = load_config(None, {"training.finetune_epochs": 2, "training.finetune_rate": 0.01}).training
+    assert [rate_of(epochs, settings) for epochs in (1, 2, 3, 5)] == pytest.approx([0.01, 0.01, 0.015, 0.025])
+    assert rate_of(9, settings) == settings.joint_rate == 0.03
+    assert rate_of(9, settings.model_copy(update={"joint_rate": 0.001})) == 0.01  # never below its own
+    assert rate_of(1, settings.model_copy(update={"finetune_epochs": 0})) == 0.01
