@@ -40,7 +40,7 @@ SURFACE = {
     "search": [
         "--config", "--model", "--weights", "--data", "--device", "--latency", "--flash-kib", "--flash",
         "--peak-ram-kib", "--peak-ram", "--seed", "--pin", "--set", "--out", "--resume", "--method", "--mode",
-        "--baselines",
+        "--baselines", "--workers",
     ],
     "solve": [
         "run", "--device", "--latency", "--flash-kib", "--flash", "--peak-ram-kib", "--peak-ram", "--set", "--out",

@@ -147,7 +147,7 @@ def test_every_training_setting_either_decides_the_baseline_or_is_known_not_to()
     others = {
         "float_epochs", "float_rate",  # of the float model itself
         "step_rate", "gate_rate", "calibration_batches", "norm_batches", "finetune_shares",  # of policies
-        "memory_layout", "threads", "device", "compile",  # where it is computed
+        "memory_layout", "threads", "workers", "device", "compile",  # where it is computed
     }  # fmt: skip
     assert {*_OF_BASELINE, *others} == TrainingConfig.model_fields.keys()
 
