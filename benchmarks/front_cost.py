@@ -126,11 +126,8 @@ def _measure(problem: Problem, folder: Path, epochs: int, alone: int) -> Iterato
         }
         for point in judged
     }  # fmt: skip
-    ratios = {
-        clock: round((seconds["joint"][clock] + seconds["finetune"][clock]) / seconds["uniform"][clock], 2)
-        for seconds in [watch.seconds]
-        for clock in ("wall", "processors")
-    }
+    uniform_s, joint_s, finetune_s = (watch.seconds[part] for part in ("uniform", "joint", "finetune"))
+    ratios = {clock: round((joint_s[clock] + finetune_s[clock]) / uniform_s[clock], 2) for clock in uniform_s}
     figures = {
         "points_on_front": len(points), "ratio": ratios["wall"], "ratio_processors": ratios["processors"],
         "seconds": watch.seconds, "policies": rows,

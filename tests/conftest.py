@@ -29,6 +29,15 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small tensors: a second thread costs more than it brings on a busy machine, and sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Python's own handler of SIGINT: background jobs of some shells start with it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -24,12 +24,7 @@ WIDTH, STEPS = 24, 240
 LAYERS, BYTES = ("first", "second"), [2.0, 4.0, 8.0]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors are tiny
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Planted(nn.Module):

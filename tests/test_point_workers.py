@@ -62,12 +62,7 @@ class Run:
         return sorted(rows, key=lambda row: (str(row["point"]), row["epoch"]))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def alike(ours, theirs):

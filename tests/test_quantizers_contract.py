@@ -26,13 +26,7 @@ from ddq_search.trace import trace
 from tests.networks import MODELS, sample_images
 from tests.toys import AnyDevice
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", families())
