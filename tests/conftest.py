@@ -1,4 +1,4 @@
-"""What every test gets: a cache of its own, the same random start, one thread."""
+"""What every test gets: a cache of its own, the same random start, two threads at most."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.threads import threads
 
 
 @pytest.fixture(autouse=True)
@@ -22,19 +24,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, 2))
-    yield
-    torch.set_num_threads(before)
+    with threads(min(torch.get_num_threads(), 2)):
+        yield
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For small tensors: a second thread costs more than it brings on a busy machine, and sums in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 @pytest.fixture

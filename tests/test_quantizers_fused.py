@@ -14,6 +14,7 @@ from ddq_search.quantizers import fused
 from ddq_search.quantizers.mixing import MixPasses
 from ddq_search.quantizers.straight_through import Estimate, FusedPasses, Grid, PlainPasses
 from ddq_search.quantizers.uniform import UniformActivations
+from tests.threads import threads
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -104,14 +105,10 @@ def test_a_gradient_of_another_layout_or_expanded(overwrites):
 def test_results_do_not_depend_on_the_number_of_threads():
     x, grad = torch.randn(16, 32, 16, 16), torch.randn(16, 32, 16, 16)
     log_steps, cumulative = torch.tensor([1.0, 0.3, 0.02]).log(), torch.tensor([0.8, 0.5])
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        with threads(count):
             results.append(run(FusedPasses, x, log_steps, cumulative, ACTIVATIONS, 1, Estimate(), grad))
-    finally:
-        torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

@@ -30,6 +30,7 @@ from ddq_search.stages import Stages, begin
 from ddq_search.training import Silent
 from hardware_models.model import cost_model
 from tests.networks import Residual
+from tests.threads import threads
 from tests.two_processes import WORLD, Uneven, assert_same_tensors, double, environment, in_two
 
 SETTINGS = {
@@ -199,12 +200,9 @@ def outcomes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with double():
+    with threads(1), double():
         folder = tmp_path_factory.mktemp("alone")
         result = searched(folder / "run")
-    torch.set_num_threads(threads)
     return *result, RunDirectory(folder / "run").history()
 
 

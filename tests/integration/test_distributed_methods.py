@@ -12,6 +12,7 @@ from ddq_search.record import RunDirectory
 from ddq_search.search import search
 from hardware_models.model import cost_model
 from tests.networks import Residual
+from tests.threads import threads
 from tests.two_processes import Uneven, assert_same_runs, double, in_two
 
 pytestmark = pytest.mark.timeout(900)
@@ -91,11 +92,8 @@ def slowly_shared(tmp_path_factory):
 def assert_same(shared, alone, name, changes):
     folder, found = shared
     assert [own[0].get(name) for own in found] == [None, None]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with double():
+    with threads(1), double():
         searched(alone, changes)
-    torch.set_num_threads(threads)
     assert_same_runs(folder / name, alone)
 
 
