@@ -74,8 +74,8 @@ def rate_of(epochs: int, settings: TrainingConfig) -> float:
 
     At most the rate of the joint training. In one epoch a high rate does harm that there is no time to undo.
     """
-    longer = max(1.0, epochs / max(1, settings.finetune_epochs))
-    return max(settings.finetune_rate, min(settings.joint_rate, settings.finetune_rate * longer))
+    faster = settings.finetune_rate * (epochs / max(1, settings.finetune_epochs))
+    return max(settings.finetune_rate, min(settings.joint_rate, faster))
 
 
 def freeze(*modules: torch.nn.Module) -> None:
